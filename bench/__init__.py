@@ -1,4 +1,4 @@
-"""Measures speed, memory and quality. bench.card and bench.host need a webui's Python, bench.quality needs .venv."""
+"""Measures speed, memory and quality. bench.card and bench.host are for a webui's Python, bench.quality for .venv."""
 
 from trial import bootstrap
 

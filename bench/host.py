@@ -1,8 +1,8 @@
 """Measures DemoFusion in a running webui: `python -m bench.host http://127.0.0.1:7860`.
 
 Start the webui with --api, and load a checkpoint. The command makes images of three prompts with every method: the base
-image alone, hires fix, and every preset. It prints a report. It writes the report, the images, and a sheet that shows
-all images to a folder. You can paste the report into the issue form "Results from my card". Nothing is uploaded.
+image alone, hires fix, and every preset. It prints a report, and writes the report, the images, and a sheet of the
+images to a folder. You can paste the report into the issue form "Results from my card". Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ say = partial(print, file=sys.stderr, flush=True)
 
 
 class HostError(Exception):
-    """A request to the webui failed, or the webui lacks the extension. The command prints the message."""
+    """A request failed, or the webui lacks the extension. The message is printed, or becomes a remark in the report."""
 
 
 class Webui:
@@ -61,7 +61,10 @@ class Webui:
         """
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Sends a request and returns the answer. Raises HostError if the webui does not answer or reports an error."""
+        """Sends a request to /sdapi/v1/`path`: GET, or POST with a `body`. Returns the parsed answer.
+
+        Raises HostError if the webui does not answer or reports an error.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/sdapi/v1/{path}", data, {"Content-Type": "application/json"})
         try:
@@ -84,7 +87,7 @@ class Webui:
         self.peak = max(used, self.peak)
 
     def watch(self) -> None:
-        """Calls `read_memory` three times a second. Ends when the webui does not answer."""
+        """Calls `read_memory` about three times a second, until a request fails."""
         with suppress(HostError):
             while True:
                 self.read_memory()
@@ -106,19 +109,21 @@ class Webui:
 
 @dataclass
 class Way:
-    """One of the compared methods. `seconds` and `files` have one entry for each image, and `peak` is in bytes."""
+    """A method with its fields of the API. `seconds` and `files` have one entry for each image."""
 
     name: str
     request: dict[str, Any]
     computed: float | None = None
-    """The expected duration in base images, computed as in README and in the panel. None for hires fix."""
+    """The expected duration, divided by that of a base image, as in README and in the panel. None for hires fix."""
     seconds: list[float] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     peak: int = 0
+    """The peak memory in bytes (see `Webui.peak`)."""
     remark: str = ""
+    """The error of the request that failed, else DemoFusion's messages in the infotext of the last image."""
 
     def measure(self, webui: Webui, side: int, folder: Path) -> None:
-        """Makes and saves an image of every prompt. If the webui reports an error, stores the error as the remark."""
+        """Makes and saves an image of every prompt. If a request fails, stores the error and makes no more images."""
         webui.peak = 0
         try:
             for number, prompt in enumerate(PROMPTS, 1):
@@ -146,7 +151,7 @@ class Way:
 def ways(side: int, large: bool, upscaler: str) -> list[Way]:
     """Returns every method to measure, for square base images of `side` pixels.
 
-    Hires fix and the presets enlarge by 2. If `large` is set, the presets also enlarge by 4.
+    Hires fix (with `upscaler`) and the presets enlarge by 2. If `large` is set, the presets also enlarge by 4.
     """
     hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": HIRES_STRENGTH}
     found = [Way("Base image", {}, 1.0), Way("Hires fix 2x", {**hires, "hr_additional_modules": []})]
@@ -177,7 +182,7 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
     # not measured, because the first image of a process takes longer
     webui.make({}, PROMPTS[0], side)
     before, text, base = webui.make({}, PROMPTS[0], side)
-    # hires fix has no computed duration, so about three base images are assumed
+    # hires fix has no computed duration, so it is assumed to take as long as three base images
     total = base * len(PROMPTS) * sum(way.computed or 3.0 for way in made)
     say(f"This takes about {total / 60 + 1:.0f} minutes. If you press Ctrl+C, the report contains the results so far.")
     try:
@@ -190,14 +195,14 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
         say(f"Stopped. {problem}")
     hires = f"Hires fix: {upscaler}, {STEPS} steps, denoising strength {HIRES_STRENGTH}."
     heading = [f"{len(PROMPTS)} prompts, {side}x{side}, {STEPS} steps of {SAMPLER}. {hires}"]
-    heading += [f"The first base image was made again at the end. Compared with the first one: {same}."]
+    heading += [f"Base image of the first prompt, made again after all methods and compared: {same}."]
     write(made, text, heading, mean(made[0].seconds or [base]), folder)
 
 
 def write(made: list[Way], text: str, heading: list[str], base: float, folder: Path) -> None:
-    """Writes the report and the sheet that shows all images.
+    """Writes the report, and a sheet with the images of each method that made all its images.
 
-    `text` is the infotext of any image. `base` is the duration of a base image in seconds.
+    `text` is the infotext of any image. `heading` is for the lines above the table. `base` is the base image's seconds.
     """
     version, checkpoint = (re.search(rf"{key}: ([^,\n]+)|$", text)[1] or "unknown" for key in ("Version", "Model"))
     first = f"DemoFusion Hires {__version__} in webui {version}, checkpoint {checkpoint}"
@@ -217,9 +222,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("url", metavar="URL", help="address of the webui, for instance http://127.0.0.1:7860")
     parser.add_argument("--large", action="store_true", help="measure the presets at 4x too")
-    size = "side of the base image in pixels (default: 1024 for SDXL, else 512)"
+    size = "side of the base image in pixels (default: 1024 if the checkpoint's name looks like SDXL, else 512)"
     parser.add_argument("--size", type=int, default=0, help=size)
-    parser.add_argument("--out", type=Path, default=Path("host-report"), help="results (default: host-report)")
+    parser.add_argument("--out", type=Path, default=Path("host-report"), help="folder (default: host-report)")
     options = parser.parse_args(arguments)
     if options.size < 0 or options.size % CELL:
         parser.error(f"--size: {options.size} is not valid. Use a multiple of {CELL}.")

@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
         prog="python -m bench.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="use small models, which also run on a CPU")
-    parser.add_argument("--minutes", type=float, default=5, help="limit (default: 5); longer measurements are left out")
-    parser.add_argument("--out", type=Path, default=Path("card-report.md"), help="report (default: card-report.md)")
+    parser.add_argument("--minutes", type=float, default=5, help="limit for all measurements together (default: 5)")
+    parser.add_argument("--out", type=Path, default=Path("card-report.md"), help="file (default: card-report.md)")
     options = parser.parse_args(arguments)
     # torch.xpu does not exist before torch 2.3
     backends = {"cuda": torch.cuda, "xpu": getattr(torch, "xpu", None), "mps": torch.backends.mps}

@@ -75,7 +75,7 @@ def slowest_call(model: Model, settings: Settings) -> tuple[Callable[[], None], 
 
 
 def measure_calls(report: Report, card: Card, model: Model) -> None:
-    """Adds a row for each number of views in a batch.
+    """Adds a row for each number of views in VIEW_BATCHES.
 
     A row measures one call of the UNet without the extension. The call evaluates cond and uncond of every view.
     """
@@ -95,7 +95,7 @@ def measure_calls(report: Report, card: Card, model: Model) -> None:
 
 
 def measure_stages(report: Report, card: Card, model: Model, scales: Sequence[int]) -> None:
-    """Adds a row for each preset and scale. A row measures the slowest model call of the last stage."""
+    """Adds a row for each preset and scale: the slowest model call of the last stage, compared with the UNet alone."""
 
     def row(settings: Settings) -> Cells:
         call, batches = slowest_call(model, settings)
@@ -117,9 +117,10 @@ def measure_stages(report: Report, card: Card, model: Model, scales: Sequence[in
 
 
 def code(card: Card, autoencoder: Any, network: str, side: int, mode: str = AUTOMATIC) -> tuple[float, int, str]:
-    """Decodes or encodes a random image of `side` pixels as the extension does. `network` is "decode" or "encode".
+    """Decodes a random latent or encodes a random image, as the extension does. `network` is "decode" or "encode".
 
-    Returns the seconds, the memory in bytes, and how the VAE ran: in one piece, or in tiles of some size.
+    `side` is the image's side in pixels. `mode` is one of `tiled_vae.tiling.MODES`. Returns the seconds, the memory in
+    bytes, and how the VAE ran: "in one piece", or "in tiles of ..." with their size and the place of the feature maps.
     """
     LOG.buffer.clear()
     function, channels, factor = (autoencoder.decode, 4, CELL) if network == "decode" else (autoencoder.encode, 3, 1)
@@ -131,7 +132,7 @@ def code(card: Card, autoencoder: Any, network: str, side: int, mode: str = AUTO
 
 
 def measure_coding(report: Report, card: Card, autoencoder: Any, sides: Sequence[int]) -> None:
-    """Adds three rows for each size of an image.
+    """Adds three rows for each side of an image in `sides`, which are in pixels.
 
     In the rows for decoding and encoding, the extension chooses whether to use tiles. The third row measures decoding
     that always uses tiles.
@@ -173,9 +174,9 @@ def measure_unet_precision(report: Report, model: Model) -> None:
 
 
 def measure_vae_precision(report: Report, card: Card, autoencoder: Any) -> None:
-    """Adds a row for each precision and method: in one piece, or in tiles, with the feature maps in one of four places.
+    """Adds a row for each precision and method: in one piece, or in tiles with one of four `shelves` for feature maps.
 
-    A row compares the decoded image with the image that is decoded in one piece in single precision.
+    A row compares the decoded image with the image of the same latent, decoded in one piece in single precision.
     """
     z, single = torch.randn(1, 4, 16, 16, device=card.device), copy.deepcopy(autoencoder).float()
 
@@ -196,8 +197,8 @@ def measure_vae_precision(report: Report, card: Card, autoencoder: Any) -> None:
 def measure_small_cards(report: Report, card: Card, model: Model, autoencoder: Any, sizes: Sizes) -> None:
     """Adds a row for each amount of memory in `sizes.cards` that is smaller than the card's memory.
 
-    While a row is measured, torch may use only this amount. The row measures a model call of Balanced at 2x, and the
-    peak memory of decoding an image. Without CUDA, no row is added.
+    While a row is measured, torch may use only this amount. The row measures the slowest model call of Balanced at
+    2x, and the peak memory of decoding an image whose side is `sizes.sides[1]`. Without CUDA, no row is added.
     """
 
     def row(size: int) -> Cells:

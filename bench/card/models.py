@@ -1,4 +1,4 @@
-"""Networks with the layers of SDXL and SD 1.5, but random weights. They take as long as the real ones."""
+"""Networks with the layers of SDXL and SD 1.5, but random weights. Those of TRUE take as long as the real ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ TINY = Sizes(
 def filled(make: Callable[[], nn.Module], card: Card) -> nn.Module:
     """Builds a module with random weights directly on the card, in half precision (on a CPU: in single precision).
 
-    The weights are scaled so that the module's output has a standard deviation of about 1.
+    The weights are scaled so that the standard deviation of the module's output is between 0.5 and 0.7.
     """
     with torch.device("meta"):
         module = make().to(card.half)
@@ -73,7 +73,7 @@ def filled(make: Callable[[], nn.Module], card: Card) -> nn.Module:
 class NumberEmbedder:
     """Embeds pairs of numbers (N, 2), such as sizes, like SDXL's ConcatTimestepEmbedderND. Returns (N, 2 outdim)."""
 
-    input_key: str
+    input_key: str  # SDXL's name for the pairs, such as "target_size_as_tuple"
     outdim: int = 256
 
     def __call__(self, numbers: Tensor) -> Tensor:

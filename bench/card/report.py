@@ -1,4 +1,4 @@
-"""Measures actions on a GPU, and collects the results in a report."""
+"""Measures actions (functions without arguments) on a GPU or a CPU, and collects the results in a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = ("Measured", "Seconds", "Peak memory", "Remarks")
 Cells = tuple[str, str, str]
 """The last three cells of a row of the report: the seconds, the peak memory and the remarks."""
 QUICK = 1.0
-"""On a GPU, an action of fewer seconds than this is measured three times. The shortest duration counts."""
+"""On a GPU, an action of fewer seconds than this is measured three times. The fastest run counts."""
 Measured = tuple[float, int, int | None]
 """Seconds, bytes of memory, and number of waits for the GPU (see `Card.measure`)."""
 

@@ -30,7 +30,7 @@ from trial.sheet import contact_sheet
 from trial.small_model import CHECKPOINT
 
 ON_THE_SHEET = 6
-"""Number of prompts that the contact sheet shows."""
+"""Maximum number of prompts on a contact sheet."""
 
 
 def options() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def options() -> argparse.Namespace:
     found.add_argument("--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 4])
     found.add_argument("--only", nargs="+", metavar="NAME", help="configurations to run: names, or patterns with *")
     found.add_argument("--against", metavar="NAME", default=PAPER, help="configuration to compare all others with")
-    found.add_argument("--few-steps", type=int, metavar="STEPS", help="use the model with the LoRA for few steps")
+    found.add_argument("--few-steps", type=int, metavar="STEPS", help="use the LoRA for few steps, with STEPS steps")
     return found.parse_args()
 
 
@@ -64,10 +64,10 @@ def jobs_for(names: Sequence[str] | None, against: str, scales: Sequence[int]) -
 
 
 def main() -> None:
-    """Runs the jobs, and writes table.md and a sheet for each scale."""
+    """Runs the jobs. Writes table.md, which has a table for each scale, and a contact sheet for each scale."""
     args = options()
     try:
-        # fails at once if the cut-outs and photographs are missing; otherwise, `rows_at` would fail hours later
+        # fails at once if the cut-outs and photographs are missing; otherwise, `true_rendering` could fail hours later
         installed()
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
@@ -85,14 +85,14 @@ def main() -> None:
         save_sheet(args.out / f"sheet-{scale}x.png", rows, jobs, benchmark, numbers[:ON_THE_SHEET])
     (args.out / "table.md").write_text("\n".join(texts), encoding="utf-8")
     print("\n".join(texts))
-    print(f"table and sheets in {args.out}, {time.time() - began:.0f} s")
+    print(f"The table and the sheets, made in {time.time() - began:.0f} s, are in {args.out}.")
 
 
 def heading(args: argparse.Namespace, sampling: Sampling) -> str:
     """Returns the title of table.md, the parameters of the sampling, and the meaning of the marks."""
     pairs = f"{args.count} prompts from number {args.first} on"
     sampler = f"{'LCM' if sampling.lcm else 'DDIM'}, {sampling.steps} steps, guidance {sampling.guidance:g}"
-    interval = "Each number is followed by half of its 95 % interval and a mark"
+    interval = "Each number is followed by half the width of its 95 % confidence interval and by a mark"
     marks = "`+` better, `-` worse, `=` no significant difference, `≠` different in a column without a better direction"
     compared = f"The mark compares with the row {args.against} by a paired bootstrap"
     return f"# Methods for larger images\n\n{pairs}, {sampler}, {CHECKPOINT.name}. {interval}. {compared}: {marks}.\n"

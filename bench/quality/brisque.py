@@ -26,7 +26,7 @@ NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
 def brisque(picture: np.ndarray) -> float | None:
-    """Returns the score of an image (H, W, 3) in 0..1. A lower score is better.
+    """Returns the score of an image (H, W, 3) with values in 0..1. A lower score is better.
 
     Returns None if the package brisque is not installed.
     """
@@ -61,7 +61,7 @@ def _features(grey: np.ndarray) -> np.ndarray:
 
 
 def normalised(grey: np.ndarray) -> np.ndarray:
-    """Subtracts the local mean of the brightness, and divides the difference by the local standard deviation."""
+    """Subtracts the local mean of the brightness. Divides by the local standard deviation plus CONTRAST_FLOOR."""
     blurred = partial(ndimage.gaussian_filter, sigma=STD, radius=RADIUS, mode="constant")
     mean = blurred(grey)
     return (grey - mean) / (np.sqrt(np.abs(mean**2 - blurred(grey**2))) + CONTRAST_FLOOR)
@@ -79,7 +79,7 @@ RATIOS = _ratio(SHAPES)
 
 
 def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
-    """Fits shape, mean, left spread and right spread of an asymmetric generalised Gaussian by matching moments."""
+    """Fits an asymmetric generalised Gaussian to x. Returns shape, mean, RMS of negative values, RMS of all others."""
     left, right = (float(np.sqrt((side**2).mean())) if side.size else 0.0 for side in (x[x < 0], x[x >= 0]))
     if min(left, right) <= 0.0:
         return float(SHAPES[0]), 0.0, left, right
@@ -92,7 +92,7 @@ def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
 
 
 class _Model:
-    """A support vector regression with a radial kernel. Scales each feature from its range to -1..1 first."""
+    """A support vector regression with a radial kernel. First scales each feature from the package's range to -1..1."""
 
     def __init__(self, folder: Path):
         head, _, rows = (folder / "svm.txt").read_text(encoding="ascii").partition("SV\n")

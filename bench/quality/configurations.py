@@ -18,6 +18,7 @@ class Configuration:
     """One row of the table. `settings` contains values for fields of Settings, except for the scale."""
 
     name: str
+    # "true": the true renderings (see worlds.py)
     kind: Literal["true", "lanczos", "esrgan", "hires", "demofusion"] = "demofusion"
     settings: Mapping[str, Any] = field(default_factory=dict)
     denoise: float = 0.0
@@ -25,9 +26,9 @@ class Configuration:
     upscaler: Literal["latent", "esrgan"] = "latent"
     """The upscaler of hires fix."""
     picture_colors: bool = True
-    """Whether keep_colors matches the latent and the decoded image, as in the webui, or only the latent."""
+    """Whether the field keep_colors changes the latent and the decoded image, as in the webui, or only the latent."""
     flow: FlowRow | None = None
-    """How to run the model as a flow model, or None."""
+    """How to run the model as a flow model. If None, the model runs as usual."""
 
     @property
     def uses_model(self) -> bool:

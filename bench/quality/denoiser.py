@@ -22,8 +22,8 @@ class GuidedModel:
     """A UNet with classifier-free guidance for a batch of B images.
 
     `context` (2 B, 77, C) contains the conds of the images, then their unconds. At a guidance of 1, the unconds have no
-    effect and are omitted, as in the webui. `rows` is the maximum number of rows in a call of the UNet: images x views
-    x 2 (for cond and uncond). A call contains at least one view of every image, even if that exceeds `rows`.
+    effect and are omitted, as in the webui. `rows` is the maximum number of rows in a call of the UNet for views:
+    images x views x 2 (for cond and uncond). A call has at least one view of every image, even if that exceeds `rows`.
     """
 
     def __init__(self, unet: nn.Module, context: Tensor, guidance: float, rows: int):

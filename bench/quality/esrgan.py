@@ -42,7 +42,7 @@ def fetch(folder: Path = FOLDER) -> Path:
 
 
 def read_weights(folder: Path, manifest: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Reads the float32 tensors of a model from the files in the manifest. Returns the tensors by name.
+    """Reads the float32 tensors of a model from the files that its manifest names. Returns the tensors by name.
 
     Each group of tensors is stored in one or more files. A tensor can begin in one file and end in the next.
     """
@@ -57,13 +57,13 @@ def read_weights(folder: Path, manifest: list[Mapping[str, Any]]) -> dict[str, T
 
 
 class Graph:
-    """A Keras model of convolutions, ReLUs, sums, concatenations and upsampling. Input and output are (B, 3, H, W)."""
+    """A Keras model of convolutions, ReLUs, sums, concatenations and upsampling. The input is (B, 3, H, W)."""
 
     def __init__(self, folder: Path):
         model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self._layers = model["modelTopology"]["model_config"]["config"]["layers"]
         weights = read_weights(folder, model["weightsManifest"])
-        # Keras uses the order (height, width, inputs, outputs)
+        # in Keras, a kernel has the shape (height, width, inputs, outputs)
         self._kernels = {
             name.removesuffix("/kernel"): tensor.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
             for name, tensor in weights.items()

@@ -1,4 +1,4 @@
-"""Compares sets of images with true renderings: by their spectra, and by a Fréchet distance of features.
+"""Compares sets of images with true renderings (see worlds.py): by spectra, and by a Fréchet distance of features.
 
 The features come from a fixed convolution network with random weights, so nothing is downloaded. Random filters react
 to orientation, scale, color and their combinations, but not to objects.
@@ -42,7 +42,7 @@ class Network:
     """Three layers of random filters at three scales.
 
     The features are the means and standard deviations of the colors, and the logarithms of the mean absolute responses
-    of every layer.
+    of every filter.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Truth:
 def spectrum_distance(spectra: np.ndarray, true_spectra: np.ndarray) -> float:
     """Computes the root mean square difference between the mean log spectra of two sets, each (N, RINGS).
 
-    1 means that the power differs by a factor of e at every frequency. The first ring, which contains the lowest
+    If the power differs by a factor of e at every frequency, the result is 1. The first ring, which contains the lowest
     frequencies, is excluded, because it depends on the composition of the image and not on its detail.
     """
     difference = spectra.mean(0) - true_spectra.mean(0)
@@ -112,9 +112,8 @@ def spectrum_distance(spectra: np.ndarray, true_spectra: np.ndarray) -> float:
 class Frechet:
     """Computes Fréchet distances from the features (N, S, F) of N true renderings.
 
-    S is the number of samples of a rendering: 1 for the whole image, or CROPS.
-    First, the features are projected to the principal components of the true renderings. Each component is scaled so
-    that the true renderings have variance 1.
+    S is the number of samples of a rendering: 1 for the whole image, or CROPS. First, the features are projected to at
+    most KEPT principal components of the true renderings. Each component is scaled to variance 1 in these.
     """
 
     def __init__(self, features: np.ndarray):

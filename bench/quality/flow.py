@@ -37,7 +37,7 @@ LAST_SIGMA = flow_level(999)
 
 @dataclass(frozen=True)
 class FlowRow:
-    """How the benchmark runs the small model as a flow model. Each object has a row in tables of bench/README.md."""
+    """How a row of the benchmark's table runs the small model as a flow model."""
 
     sampler: Sampler = "Euler"
     shift: float = 3.0
@@ -58,8 +58,8 @@ class FlowRow:
     def steps(self, steps: int, strength: float) -> Tensor:
         """Returns the noise levels of a stage, down to 0.
 
-        The denoising strength determines the first level (see `steps_by_level`). At strength 1, a stage has `steps`
-        steps. At a lower strength, it has fewer.
+        The denoising strength determines the first level (see `steps_by_level`). The stage has `steps` times `strength`
+        steps, rounded, but at least one.
         """
         chosen = steps_by_level(steps, strength, 1, self.levels)
         return self.levels(chosen.schedule)[chosen.schedule - chosen.run :]

@@ -27,13 +27,13 @@ The subject's color is measured within the first distance. The ground's color is
 """
 TENTH_OF_A_LEVEL = 0.1 / 255
 RINGS = 32
-"""Number of rings of frequencies over which a spectrum is averaged, from zero to half a cycle per pixel."""
+"""Number of rings into which frequencies from 0 to 0.5 cycles per pixel are divided. A spectrum has a mean per ring."""
 HIGH = 0.25
 """A frequency above this value, in cycles per pixel, counts as high."""
 
 
 def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
-    """Computes the PSNR in dB between the base image and an image that is reduced to the size of the base image."""
+    """Computes the PSNR between the base image and an image reduced to its size, in dB, but at most PSNR_LIMIT."""
     error = float(((downscale(picture, base.shape[:2]) - base) ** 2).mean())
     return min(-10 * math.log10(error), PSNR_LIMIT) if error > 0 else PSNR_LIMIT
 
@@ -169,8 +169,9 @@ def _mean_square_step(values: np.ndarray, lag: int) -> float:
 def anisotropy(picture: np.ndarray, fine: float = 3.0, coarse: float = 4.0) -> float:
     """Computes the mean coherence (l1 - l2) / (l1 + l2) of the structure tensor of the finest detail.
 
-    The detail is the brightness minus its Gaussian blur with the standard deviation `fine`. `coarse` is the standard
-    deviation of the blur of the structure tensor. 0 means even grain, and 1 means streaks.
+    l1 and l2 are the eigenvalues of the tensor, l1 >= l2. The detail is the brightness minus its Gaussian blur with the
+    standard deviation `fine`. `coarse` is the standard deviation of the blur of the structure tensor. 0 means even
+    grain, and 1 means streaks.
     """
     brightness = luma(picture)
     down, across = np.gradient(brightness - ndimage.gaussian_filter(brightness, fine))

@@ -29,7 +29,7 @@ from trial.collage.detector import crops_with_subject
 from trial.small_model import CHECKPOINT, LORA, load
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
-"""Number of images that are made together, by scale. Large images have more views, so fewer images fill a batch."""
+"""Maximum number of images that are made together, by scale. The scale 1 stands for base images."""
 
 
 def parser(doc: str | None, out: Path) -> argparse.ArgumentParser:
@@ -182,7 +182,8 @@ def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:
 def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, number: int) -> dict[str, float | None]:
     """Computes the metrics of one image.
 
-    A true rendering shows another scene than the base image, so it is compared with a reduced copy of itself.
+    A true rendering shows another scene than the base image. Its blobs are counted against a reduced copy of itself.
+    All other metrics that need a base image are None.
     """
     is_true = job.configuration.kind == "true"
     if is_true:
@@ -227,7 +228,7 @@ def seams(job: Job) -> tuple[list[int], list[int]]:
 
 
 def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch: Batch) -> int:
-    """Measures the peak memory of the tensors in bytes while one image is sampled view by view.
+    """Measures the peak memory of the tensors in bytes while one image is sampled in float32, one view at a time.
 
     The weights and the decoding of the final image are not included. To save time, the stages of DemoFusion run with a
     network that returns its input. The memory of the UNet for one view is measured separately and added.

@@ -1,9 +1,9 @@
-"""Makes the pictures of the documentation: python -m bench.quality.strips.
+"""Makes the strips in pictures/effects, and the comparison at the top of README: python -m bench.quality.strips.
 
-A *strip* is a row of images that shows the effect of one parameter. The command also makes the comparison at the top of
-README. If you interrupt the command, the next start makes only the images that are missing. The JPEG comment of a strip
-contains its caption and all values. The JPEG comment of the comparison contains the prompts, scales and configurations.
-Tests compare these comments with this module, and the captions with the documentation.
+A *strip* is a row of images that shows the effect of one parameter. If you interrupt the command, the next start makes
+only the images that are missing. The JPEG comment of a strip contains its caption, the texts above its images, and all
+settings. The JPEG comment of the comparison contains the prompts, scales and configurations. Tests compare these
+comments with this module, and the captions with the documentation.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ LEVEL = 0.95
 class Column:
     """A column with one statistic, whose key is `name`.
 
-    `better` is -1 if smaller values are better, 1 if larger values are better, and 0 if neither is better.
+    `better` is -1 if smaller values are better, 1 if larger values are better, and 0 if neither is better. `digits` is
+    the number of decimals.
     """
 
     name: str
@@ -86,7 +87,7 @@ def differs(a: Estimate, b: Estimate) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration at one scale. `seconds` are per image, and `bytes_` is the peak memory for one image."""
+    """One configuration at one scale: statistics by key, and the cost, the seconds and the peak memory of one image."""
 
     name: str
     estimates: dict[str, Estimate]
@@ -105,7 +106,7 @@ def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, S
 
 
 def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
-    # None becomes NaN; an image has no color of the subject if the detector finds no subject in the base image
+    # None becomes NaN; the color changes are None if the detector finds no subject in the base image
     values = np.array([line["metrics"][key] for line in lines], float)
     return lambda chosen: float(np.nanmean(values[chosen]))
 

@@ -55,7 +55,7 @@ def few_steps(steps: int, bfloat16: bool = True) -> Sampling:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are made together. The number of an image selects its prompt, and is its seed."""
+    """Base images that are enlarged together. The number of a base image selects its prompt, and is its seed."""
 
     numbers: list[int]
     latents: Tensor  # (B, 4, NATIVE, NATIVE)
@@ -104,7 +104,7 @@ class Studio:
             return torch.cat([self.model.encode(one[None]).float() for one in _as_tensor(pictures)])
 
     def make(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[np.ndarray, float]:
-        """Makes images (B, H, W, 3) in 0..1. Also returns the cost of one image in units."""
+        """Enlarges a batch to images (B, H, W, 3) in 0..1. Also returns the cost of one image in units."""
         if not configuration.uses_model:
             return self._without_model(configuration.kind, batch, scale), 0.0
         latents, units = self.latents(configuration, batch, scale)

@@ -15,7 +15,7 @@ GROUNDS = ((56, 122, 61), (41, 82, 158), (112, 74, 43), (97, 99, 102))
 
 
 def _subject(number: int) -> Image.Image:
-    """Draws a disc, a square, a triangle or a cross, as bands in two shades of a colour that follow its outline."""
+    """Draws subject `number`: a disc, a triangle, a square or a cross, in bands with two shades of one colour."""
     image = Image.new("RGBA", (320, 320))
     draw = ImageDraw.Draw(image)
     shades = [tuple(round(share * level) for level in COLOURS[number // 4 % 4]) for share in (1.0, 0.85)]
@@ -33,7 +33,7 @@ def _subject(number: int) -> Image.Image:
 
 
 def _ground(number: int) -> Image.Image:
-    """Returns a ground whose texture has detail at every scale."""
+    """Draws ground `number`: a texture with detail of eight sizes, on one color."""
     rng = np.random.default_rng(number)
     side, picture = 768, np.full((768, 768, 3), GROUNDS[number % 4], np.float32)
     for octave in range(1, 9):
@@ -60,7 +60,7 @@ CONTENT, PLAIN = content(True), content(False)
 
 
 def scene(number: int) -> Collage:
-    """Creates a scene with one subject at a random place."""
+    """Creates scene `number`: a ground, and one subject at a random place."""
     label = (number % len(CONTENT.subjects), number % len(CONTENT.grounds))
     return random_collage(CONTENT, np.random.default_rng((7, number)), label, size=0.5)
 
@@ -80,7 +80,7 @@ def rendered(found: Collage) -> np.ndarray:
 
 
 def with_extras(number: int, count: int) -> np.ndarray:
-    """Renders a scene with `count` small copies of its subject, in the corners that are farthest from the subject."""
+    """Renders scene `number` with `count` small copies of its subject, in the corners farthest from the subject."""
     found = scene(number)
     subject = found.subjects[0]
     corners = [(x, y) for x in (0.1, 0.9) for y in (0.1, 0.9)]

@@ -32,7 +32,7 @@ from card.simulated import SimulatedCard
 # a tensor of the simulated GPU cannot change its type in place, as Module.to does by default
 torch.__future__.set_overwrite_module_params_on_conversion(True)
 with SimulatedCard(memory=256 << 20): """
-"""Code before the call of the command that makes the call use a simulated GPU with 256 MB of memory."""
+"""Code that makes the following call of the command use a simulated GPU with 256 MB of memory."""
 
 
 def measured(tmp_path: Path, code: str) -> tuple[dict[str, list[str]], str]:
@@ -98,7 +98,7 @@ def test_every_measurement_runs_with_small_networks_on_the_cpu(tmp_path: Path) -
     stages = {name: cells for name, cells in rows.items() if name.endswith("one model call")}
     # four presets, at 2x and 4x with SDXL and at 2x with SD 1.5
     assert len(stages) == 12
-    # a wait is a place where the CPU waits for the GPU, so a CPU alone has none
+    # a wait is a moment in which the CPU waits for the GPU; torch counts waits only with CUDA
     assert all("overhead" in remarks and "waits not counted" in remarks for _, _, remarks in stages.values())
     # at 4x, a call of Paper has 49 tiles and 16 dilated views
     assert "65 views, view batch chosen / fastest 1 /" in stages["SDXL: Paper 4x, one model call"][-1]
@@ -106,7 +106,7 @@ def test_every_measurement_runs_with_small_networks_on_the_cpu(tmp_path: Path) -
         for name in ("decode", "encode"):
             assert rows[f"VAE: {name} {side}x{side}"][-1] == "in one piece"
         assert rows[f"VAE: decode {side}x{side} in parts"][-1].startswith("in tiles of")
-    # twice the side needs four times as much memory
+    # an image with twice the side needs four times as much memory
     assert rows["VAE: decode 128x128"][1] == "8.0 MB"
     assert rows["VAE: decode 256x256"][1] == "32.0 MB"
 
@@ -120,12 +120,12 @@ def test_every_measurement_runs_with_small_networks_on_a_simulated_gpu(tmp_path:
     # the weights leave less free memory than the 4 MB that decoding in one piece needs
     assert "decode 128 in tiles of" in rows["A card of 8.0 MB with SDXL: Balanced 2x, one model call"][-1]
     assert rows["A card of 12.0 MB with SDXL: Balanced 2x, one model call"][-1].endswith("decode 128 in one piece")
-    # in dB: the power of the prediction divided by the power of its error in half precision
+    # in dB: the power of the UNet's prediction divided by the power of its error in half precision
     assert all(30 < number(rows[f"{model}: half precision"][-1]) < 80 for model in ("SDXL", "SD 1.5"))
     assert rows["VAE: single precision, in one piece"][-1] == "the same"
     half = number(rows["VAE: half precision, in one piece"][-1])
     computer = "the computer's memory"
-    # the least accuracy of each place in dB; packed feature maps have only 16 bits per value
+    # the least accuracy in dB for each place of the feature maps; packed maps have only 16 bits per value
     decibels = {"the GPU's memory": 100, computer: 100, f"{computer}, packed": 70, "a file, packed": 70}
     for place, least in decibels.items():
         assert number(rows[f"VAE: single precision, in tiles, feature maps in {place}"][-1]) > least

@@ -30,7 +30,7 @@ from lib_demofusion.settings.fields import Settings
 from tests.bench.test_quality_runs import TinyModel
 
 NUMBERS = [0, 3]
-"""The numbers of the prompts."""
+"""The numbers of the prompts, which are also their seeds."""
 TIMES = timesteps(6, 0.7)
 """The timesteps of a stage with the denoising strength 0.7. The base pass would have 6 timesteps."""
 SIGMAS = torch.tensor([*map(flow_level, TIMES), 0.0], dtype=torch.float64)
@@ -45,7 +45,7 @@ def studio() -> Studio:
 
 
 def in_flow_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Converts x of DDIM to the x of a flow model that has the same signal-to-noise ratio."""
+    """Converts x of DDIM to the x of a flow model at `sigma`, which must have the same signal-to-noise ratio."""
     return x * ((1 - sigma) ** 2 + sigma**2) ** 0.5
 
 
@@ -116,9 +116,9 @@ def test_at_sigma_1_the_model_is_called_at_timestep_999_and_the_latent_is_finite
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 9.0])
 def test_a_stage_begins_at_the_level_of_its_strength(shift: float) -> None:
-    """With any shift, a stage at strength 0.5 begins at the noise level of timestep 500 of 1000.
+    """With any shift, a stage at strength 0.5 begins near the noise level of timestep 500 of 1000, and runs 10 steps.
 
-    It runs 10 of 20 steps. The noise levels include the final 0, so there is one more than there are steps.
+    At strength 1, it runs 20 steps. The noise levels include the final 0, so there is one more than there are steps.
     """
     sigmas = FlowRow(shift=shift).steps(20, 0.5)
     assert len(sigmas) == 11

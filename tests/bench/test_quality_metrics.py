@@ -41,7 +41,7 @@ def bases(clean) -> list[np.ndarray]:
 
 
 def with_seam(picture: np.ndarray) -> np.ndarray:
-    """Makes each area between LINES lighter or darker by 0.03, so that there are seams at LINES."""
+    """Makes each area between LINES lighter or darker by 0.03, at random, so that there are seams at LINES."""
     rng = np.random.default_rng(1)
     edges = [0, *LINES, SIDE]
     picture = picture.copy()
@@ -109,9 +109,9 @@ def sampled() -> list[np.ndarray]:
 
 
 def test_the_detector_finds_and_counts_subjects(sampled) -> None:
-    """Each image should show one subject, and four images side by side should show four.
+    """Each image should show one subject, and four images that are joined to a square should show four.
 
-    Some images of the model show no subject or more than one, so the limits allow for a few other counts.
+    Some images of the model show no subject or more than one, so the limits are lower.
     """
     sights = [COLLAGES.sight(image, 0) for image in sampled]
     # measured: 0.97
@@ -131,7 +131,7 @@ def test_the_detector_finds_and_counts_subjects(sampled) -> None:
 def test_a_subject_is_right_only_if_the_prompt_names_it(sampled) -> None:
     """Image i of the sheet was made for a prompt with subject i. The model may have drawn another subject.
 
-    The numbers are those of prompts, and `wrong` is the number of a prompt that names another subject.
+    `numbers` are the numbers of the prompts that name subject i, and `wrong` is the number of another prompt.
     """
     for subject in range(6):
         numbers = [number for number in range(240) if COLLAGES.label(number)[0] == subject]
@@ -166,11 +166,11 @@ def test_white_noise_has_the_same_power_at_all_frequencies() -> None:
     values = metrics.log_spectrum(picture)
     # measured: 0.08. The first ring is left out, because `power` subtracts the mean
     assert np.abs(values[1:] - values[1:].mean()).max() < 0.15
-    # the frequencies are a square with a side of 1. The circle of the frequencies up to HIGH has the area pi / 16
+    # all frequencies fill a square with a side of 1. The frequencies up to HIGH fill a circle with the area pi / 16
     assert metrics.high_frequency_ratio(picture) == pytest.approx(1 - np.pi / 16, abs=0.01)
 
 
-def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
+def test_blur_reduces_and_noise_increases_the_share_of_high_frequencies(clean) -> None:
     for picture in clean:
         share = metrics.high_frequency_ratio(picture)
         # measured: blur divides the share by more than 1000, and noise multiplies it by at least 9.8
@@ -181,8 +181,8 @@ def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
 def test_the_distances_between_sets_grow_more_with_defects_than_with_other_scenes(monkeypatch) -> None:
     """Compares sets of images with true renderings of the same prompts.
 
-    The sets are other renderings, the same other renderings with a defect, and these renderings repeated. A repeated
-    image shows a rendering four times, so it has four subjects.
+    The sets are other renderings of these prompts, the same renderings with a defect, and the same renderings repeated.
+    A repeated image shows a rendering four times at half its size, so it has four subjects.
     """
     monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     numbers = range(16)
@@ -321,7 +321,7 @@ def test_tone_drift_is_measured_and_noise_does_not_count(clean, bases) -> None:
         # measured: less than 0.0015
         assert metrics.tone_drift(noisy(picture), base) < 0.002
         shifted = 0.5 * picture + np.array([0.3, 0.1, 0.2], np.float32)
-        # the factor 0.5 halves the standard deviation, so the second difference is half of the base image's
+        # the factor 0.5 halves the standard deviation, so it differs by half of the base image's standard deviation
         expected = np.abs(shifted.mean((0, 1)) - base.mean((0, 1))).mean() + 0.5 * base.std((0, 1)).mean()
         assert metrics.tone_drift(shifted, base) == pytest.approx(expected, rel=1e-4)
 

@@ -74,7 +74,7 @@ VARIED = (
     Configuration("Feather", settings={"feather": 0.25}),
     Configuration("Pixel anchor", settings={"upscaler": "Lanczos (pixels)"}),
 )
-"""Configurations of the paper's method with one or two other values. Only the tests use them."""
+"""Configurations of the preset Paper, each with one other value. Only the tests use them."""
 BY_NAME = {configuration.name: configuration for configuration in (*CONFIGURATIONS, *VARIED)}
 
 
@@ -135,7 +135,7 @@ def test_the_timesteps_of_lcm_decrease_from_999_and_are_one_less_than_multiples_
     assert all((t + 1) % 20 == 0 for t in times)
 
 
-def test_a_consistency_model_is_called_without_guidance(tmp_path) -> None:
+def test_a_consistency_model_runs_without_guidance_and_in_batches(tmp_path) -> None:
     studio = Studio(TinyModel(), few_steps(4, bfloat16=False), COLLAGES)
     studio.base([3])
     # one row in each of the four steps; with guidance, each step would have two rows
@@ -204,7 +204,7 @@ def _bases(studio: Studio, folder, count: int) -> Bases:
 
 
 def test_the_colors_of_each_image_are_matched_to_its_base_image() -> None:
-    """The images are darker than their base images, and have random detail. The detail must remain."""
+    """The images are darker than their base images, and have random detail. At least 90 % of the detail must remain."""
     rng = np.random.default_rng(0)
     bases = np.stack([np.full((64, 64, 3), 0.3 + 0.2 * i, np.float32) for i in range(2)])
     pictures = np.repeat(np.repeat(bases, 2, 1), 2, 2) * 0.8 + rng.uniform(0, 0.1, (2, 128, 128, 3)).astype(np.float32)
@@ -292,7 +292,7 @@ def test_the_interval_of_a_mean_has_a_half_width_of_about_1_96_standard_errors()
 def test_the_paired_bootstrap_finds_small_differences_and_no_false_ones() -> None:
     """The values of different images vary much, with a standard deviation of 5.
 
-    The values `shifted` of the same images are larger by only 0.2. In the last assertion, the means are equal.
+    The values `shifted` of the same images are larger by only about 0.2. In the last assertion, the means are equal.
     """
     rng = np.random.default_rng(1)
     pictures = rng.normal(0, 5, 64)
@@ -324,7 +324,7 @@ def test_the_table_marks_differences_from_paper() -> None:
     blobs = np.arange(32) % 3
     rows = [_row("Worse", blobs + 1), _row(PAPER, blobs), _row("Better", blobs * 0), _row("Same", blobs)]
     assert _marks(table.markdown(rows, "2x")) == {"Worse": "-", PAPER: "", "Better": "+", "Same": "="}
-    # the last columns are units, seconds and megabytes
+    # the last columns are units, seconds and MiB
     assert table.markdown(rows, "2x").splitlines()[-1].endswith("| 2.0 | 0.50 | 2 |")
 
 

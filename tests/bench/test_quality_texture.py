@@ -15,7 +15,7 @@ SIDE = 128
 
 
 def picture(seed: int = 0) -> np.ndarray:
-    """Creates an image (SIDE, SIDE, 3) of blurred noise, which has contours and flat areas."""
+    """Creates an image (SIDE, SIDE, 3) of blurred noise."""
     noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3))
     smooth = ndimage.gaussian_filter(noise, (3, 3, 0))
     return (0.5 + 0.15 * smooth / smooth.std()).clip(0, 1).astype(np.float32)

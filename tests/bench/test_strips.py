@@ -1,7 +1,7 @@
 """Compares the strips in pictures/effects with bench.quality.strips, with the presets and with the documentation.
 
-A strip is a row of images that shows the effect of one parameter. The JPEG comment of a strip contains the values with
-which it was made.
+A strip is a row of images that shows the effect of one parameter. The JPEG comment of a strip contains the settings
+with which it was made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = ROOT / "pictures" / "effects"
 def test_a_strip_was_made_with_the_current_values(effect: Effect) -> None:
     """If this fails after a change of a preset, make the strip again: python -m bench.quality.strips --only NAME."""
     with Image.open(FOLDER / f"{effect.name}.jpg") as strip:
-        # both comments are parsed, so only the values are compared, and not the format of the JSON
+        # both comments are parsed, so their contents are compared, and not the format of the JSON
         assert json.loads(strip.info["comment"]) == json.loads(effect.comment())
 
 
@@ -98,7 +98,7 @@ def test_a_sheet_shows_every_image_and_a_larger_part_of_it(tmp_path: Path) -> No
     file = tmp_path / "a.png"
     Image.new("RGB", (512, 512), "red").save(file)
     assert [way.name for way in strips.compared()] == list(strips.COMPARED)
-    # three columns of two images
+    # three columns with two images each
     page = contact_sheet([("a", "", [file] * 2)] * 3, ["one", "two"], 120, 220)
     red = sum(count for count, colour in page.getcolors(page.width * page.height) if colour == (255, 0, 0))
     assert red == 6 * (120**2 + 220**2)
