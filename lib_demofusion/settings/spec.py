@@ -20,6 +20,7 @@ class Spec:
     """Describes one field: its type, its range, and its texts for users. The default value is in `Settings`."""
 
     kind: type
+    """bool, int, float or str."""
     label: str
     """The label of the field in the panel."""
     info: str
@@ -29,6 +30,7 @@ class Spec:
     minimum: float = 0
     maximum: float = 0
     step: float = 0
+    """For a number: the step of the slider in the panel. Values between the steps are allowed."""
     choices: Callable[[Choices], tuple[str, ...]] = _no_choices
     """For a text without `read`: returns the allowed texts that the panel lists.
 
@@ -65,7 +67,8 @@ class Spec:
         """Converts `value` to the type of this field. Raises SettingsError if the value is not allowed.
 
         `name` is the name of the field for the error. The value of a number field can be a text. The value of a text
-        field can be a number, or a list, whose entries are joined with commas.
+        field can be a number, or a list, whose entries are joined with commas. The value of a bool field can also be 0,
+        1, one of these as a text, "true" or "false", or one of `words`.
         """
         if self.kind is bool:
             return _parse_bool(name, value, self.allowed(choices), self.words)

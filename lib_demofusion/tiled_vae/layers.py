@@ -133,7 +133,7 @@ class Layer:
 
 
 def decoder_layers(decoder: Any) -> list[Layer]:
-    """Returns the layers of a decoder in their order. Raises ValueError if the decoder has an unknown layout."""
+    """Returns the layers of a decoder in their order. Raises ValueError if the decoder cannot run tile by tile."""
     _require(decoder, ("conv_in", "mid", "up", "norm_out", "conv_out"))
     levels = [(level, "up", getattr(level, "upsample", None)) for level in reversed(decoder.up)]
     layers = _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
@@ -146,7 +146,7 @@ def decoder_layers(decoder: Any) -> list[Layer]:
 
 
 def encoder_layers(encoder: Any) -> list[Layer]:
-    """Returns the layers of an encoder in their order. Raises ValueError if the encoder has an unknown layout."""
+    """Returns the layers of an encoder in their order. Raises ValueError if the encoder cannot run tile by tile."""
     _require(encoder, ("conv_in", "mid", "down", "norm_out", "conv_out"))
     levels = [(level, "down", getattr(level, "downsample", None)) for level in encoder.down]
     return _checked([_first(encoder), *_levels(levels), *_middle(encoder), _last(encoder)], encoder)
@@ -264,7 +264,7 @@ def _checked(layers: list[Layer], network: Any) -> list[Layer]:
     """Returns `layers`. Raises ValueError if the result of a tiled run would differ from the result of the network."""
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     if any(m.padding_mode != "zeros" or max(m.dilation) > 1 or max(m.kernel_size) > 3 for m in convolutions):
-        raise ValueError("a convolution that does not pad with zeros, or a large one")
+        raise ValueError("a convolution that is dilated, larger than 3x3 or not padded with zeros")
     if any(layer.norm is not None and not isinstance(layer.norm, nn.GroupNorm) for layer in layers):
         raise ValueError("a normalisation that is not a group norm")
     if getattr(network, "give_pre_end", False):
