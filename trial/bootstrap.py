@@ -170,9 +170,9 @@ def enter_environment(package: str, of_webui: Mapping[str, Sequence[str]]) -> No
 
 
 def set_up(*layers: Layer) -> None:
-    """Creates the virtual environment if necessary, and installs the layers that are not installed in it.
+    """Creates the virtual environment if necessary, and installs the layers that are missing in it or have changed.
 
-    Needs no network if all layers are installed already. Raises SetUpError if Python has another version than the
+    If nothing is missing or changed, this needs no network. Raises SetUpError if Python has another version than the
     packages need, or if a step fails.
     """
     version = sys.version_info[:2]
