@@ -117,7 +117,7 @@ def create_job(p: Any, args: Sequence[object]) -> None:
     dict may contain keys of earlier cells.
 
     Ignores a request that runs inside another request with DemoFusion. For example, ADetailer repaints a part of the
-    image with a request of its own, and passes copies of the outer request to every script.
+    image with a request of its own, and calls the hooks of every script with copies of the outer request.
     """
     outer = next((outer for outer in outer_requests(p) if getattr(outer, ENABLED, False)), None)
     setattr(p, ENABLED, False)

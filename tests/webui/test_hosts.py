@@ -130,10 +130,10 @@ were then 0.1 and 0.05.
 FEWEST_VIEWS = {**LEAN, "cosine_scale_1": 10, "cosine_scale_2": 0, "skip_views": "0.5,0"}
 """Fields with which a stage at 2x evaluates only its 4 dilated views per step, and not its 4 tiles.
 
-The skip residual has almost no weight. With a high weight, it would replace most of the extra noise at high noise
-levels. The replaced amount would depend on the sampler, so the fractions would not be comparable. For example, UniPC
-has a step at timestep 749, at which the skip residual replaced most of the extra noise. Euler has no step at this
-timestep.
+The skip residual has a low weight: 0.2 at timestep 750, and 0.001 at timestep 500. With a high weight, it would replace
+most of the extra noise at high noise levels. The replaced amount would depend on the sampler, so the fractions would
+not be comparable. For example, UniPC has a step at timestep 749, at which a high weight replaced most of the extra
+noise. Euler has no step at this timestep.
 """
 
 VALUES: tuple[dict[str, Any], ...] = ({"cosine_scale_1": 0}, {"extra_noise": 0.2})
