@@ -41,7 +41,9 @@ def test_the_gpu_makes_nearly_the_same_image_as_the_cpu(
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M"])
-def test_other_samplers_make_nearly_the_same_image(webui: CardWebui, card: SimulatedCard, sampler: str) -> None:
+def test_other_samplers_make_nearly_the_same_image_as_the_cpu(
+    webui: CardWebui, card: SimulatedCard, sampler: str
+) -> None:
     settings = {"preset": "Paper", "scale": 2, "keep_colors": True}
     plain = picture(webui.job(settings, sampler_name=sampler))
     least = least_with_kept_colors(webui, card, UPCAST, sampler)

@@ -119,7 +119,7 @@ def rescaled(alphas: torch.Tensor) -> torch.Tensor:
 @pytest.mark.usefixtures("zero_terminal_snr")
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 @pytest.mark.parametrize("precision", [SINGLE, HALF], ids=["single", "half"])
-def test_the_preset_paper_gives_nearly_the_same_image_with_zero_terminal_snr(
+def test_with_zero_terminal_snr_the_preset_paper_gives_nearly_the_same_image_as_on_the_cpu(
     webui: CardWebui, card: SimulatedCard, precision: Precision, name: str
 ) -> None:
     settings = {"preset": "Paper", "scale": 2}
