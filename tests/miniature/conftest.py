@@ -26,7 +26,7 @@ from browser import NO_ANIMATIONS, find_chromium, launched, listening, show  # n
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Returns the stand-in with a tiny random model. While the stand-in is in use, torch runs on one thread."""
+    """Returns the stand-in with a tiny random model. Torch runs on one thread from then on until the last test ends."""
     from in_process import Webui
     from tiny import TinyModel
 
@@ -67,7 +67,7 @@ def address(served: tuple[str, Path]) -> str:
 
 @pytest.fixture
 def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
-    """Collects errors and messages of DemoFusion that the server prints. Unexpected ones fail the test.
+    """Collects the errors and DemoFusion's messages that the server prints during a test. An unexpected one fails it.
 
     After the test, the fixture deletes the files that the server has stored, such as presets, measured times and the
     last infotext.

@@ -1,4 +1,4 @@
-"""A model with random weights. It has the same methods as the trained model in trial/, but is much faster.
+"""A model with random weights. It has the interface of the trained model in trial/small_model.py, but is much faster.
 
 With this model, a job takes only a fraction of a second.
 """

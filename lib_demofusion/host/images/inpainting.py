@@ -1,4 +1,4 @@
-"""Resizes the mask, the original latent and the overlay of an inpainting job to the size of each stage.
+"""Resizes the mask and the original latent of an inpainting job for each stage, and the overlay for the result.
 
 The original latent, `p.init_latent`, is the encoded upload. The webui's mask `p.mask` is 1 where the original is kept,
 and `p.nmask` is 1 where the model paints.
@@ -95,7 +95,7 @@ def keep_unmasked(p: Any, x: Tensor) -> Tensor:
 
 
 class Overlay:
-    """Stores the overlay of a job (see OVERLAY), resizes it for the stages and restores it."""
+    """Stores the overlay of a job (see OVERLAY), resizes it for the result of the stages, and restores it."""
 
     def __init__(self, p: Any):
         self._own = {name: getattr(p, name) for name in OVERLAY if hasattr(p, name)}

@@ -1,5 +1,7 @@
 """Runs the checkpoint's VAE tile by tile if a whole image does not fit into memory.
 
+In this file, a tile is a rectangle of a feature map, not a view of the latent.
+
 Only the forward of the decoder and the encoder is replaced, inside a `with` block. The webui's own functions do
 everything else: scaling, the retry in higher precision after NaN, moving models with medvram, and TAESD. The new
 forward decides at each call whether to use tiles. The decision cannot be made earlier: before a call, the webui may
@@ -37,7 +39,7 @@ TILES = (64, 32, 16)
 Sides that probably need too much memory are left out, except the smallest.
 """
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
-"""Maximum shares of the device's free memory, the computer's free memory and the free disk space that are used."""
+"""Maximum shares of the device's free memory, the computer's free memory and the free disk space that the VAE uses."""
 LARGEST_TENSOR = {"mps": 1 << 32}
 """Size in bytes that every tensor must stay below, by type of device. On Apple's GPUs, larger ones end the process."""
 UNKNOWN_FREE = 4 << 30

@@ -26,7 +26,7 @@ from lib_demofusion.host.panel.tab import TabValues
 TABS = ("txt2img", "img2img")
 """The tabs, in the order in which the webui builds them."""
 
-LAST = "gallery"
+GALLERY = "gallery"
 """The element id of a tab's gallery, without `txt2img_` or `img2img_`.
 
 When the webui creates the gallery, all fields of TabComponents exist, in whatever order the user has set in the webui's
@@ -86,11 +86,11 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
     if not _is_building():
         return
     script.tab_components.add(component, elem_id or "")
-    if elem_id not in {f"{tab}_{LAST}" for tab in TABS} or script.panel is None:
+    if elem_id not in {f"{tab}_{GALLERY}" for tab in TABS} or script.panel is None:
         return
     _follow_tab(script)
-    # the webui builds txt2img first. At that time, `_scripts_of_page` may still find img2img's script of the previous
-    # page, so the preset rows of both tabs are connected only after img2img has been built
+    # the webui builds txt2img first. At that time, `_scripts_of_page` may still find img2img's script of the page
+    # before the last "Reload UI", so the preset rows of both tabs are connected only after img2img has been built
     if script.is_img2img:
         preset_row.connect([other.panel.row for other in _scripts_of_page()])
 
@@ -200,8 +200,8 @@ IF_OUTDATED = """(answered, ...values) =>
 """JavaScript with the values of `Panel.answered` and of `_inputs`. The number of `_inputs` replaces %d.
 
 gradio 3 drops a change of a component that occurs while an update for an earlier change of this component runs. If the
-line was computed from old values, this code returns a new text, which causes another update. If the line is up to date,
-it returns a promise that never resolves, so gradio updates nothing.
+line was computed from old values, this code returns a new text for the hidden text box `outdated`, whose change causes
+another update. If the line is up to date, it returns a promise that never resolves, so gradio updates nothing.
 """
 
 

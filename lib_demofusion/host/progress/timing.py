@@ -89,7 +89,7 @@ class StageProgress:
         self._rounds = 1.0
 
     def before_batch(self, cells: float) -> None:
-        """Records that a batch of views with `cells` cells is about to run."""
+        """Records that a batch of views is about to run. `cells` is the argument of `StageParts.before_batch`."""
         if self._run.call != self._call:
             self._begin_call()
         self._set(min(self._evaluated / (self._rounds * self._cells), 1.0))

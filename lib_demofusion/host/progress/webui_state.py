@@ -18,9 +18,9 @@ from lib_demofusion.settings.fields import Settings
 class JobCount(int):
     """A number of jobs with a fraction. It is an int, but sums and quotients with it use the fraction.
 
-    The webui's bar shows `job_no / job_count`. For example, a stage that takes 3.4 times as long as a base image counts
-    as 3.4 jobs. With integers, the bar would move in large jumps. The webui's API returns both numbers, and needs
-    integers. `whole` is the integer that the API returns. By default, it is the number without its fraction.
+    The webui's bar shows `job_no / job_count`. For example, a stage that takes 3.4 times as long as a job of the webui
+    counts as 3.4 jobs. With integers, the bar would move in large jumps. The webui's API returns both numbers, and
+    needs integers. `whole` is the integer that the API returns. By default, it is the number without its fraction.
     """
 
     exact: float
@@ -145,7 +145,7 @@ def begin_job() -> None:
     """Begins a job of the webui, and lets the webui show a live preview after the first step of this job.
 
     Otherwise, a stage with fewer steps than the interval between two previews would have no preview. Later previews
-    follow at the webui's interval. With an interval of -1, the webui shows a preview only when a job begins.
+    follow at the webui's interval. With an interval of -1, the webui shows a preview only when a job ends.
     """
     state = shared.state
     state.nextjob()

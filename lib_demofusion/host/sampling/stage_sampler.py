@@ -54,7 +54,7 @@ Report = Callable[[StageProgress], None]
 
 
 class StageFailed(Exception):
-    """The stage ended without a usable image."""
+    """The stage ended without a usable latent. The text of this error is shown to the user."""
 
 
 def stop_requested() -> bool:
@@ -70,9 +70,9 @@ class StageTask:
     stage: StagePlan
     settings: Settings
     anchor: Tensor
-    """The anchor (B, C, H, W): the previous image, upscaled to the size of the stage."""
+    """The anchor (B, C, H, W): the upscaled latent of the previous image, at the size of the stage."""
     plan: Plan | None = None
-    """The plan of the run. If None, the stage enlarges the whole base image to the final size."""
+    """The plan of the run. If None, the base image is not cropped, and the size of this stage is the final size."""
 
 
 def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
@@ -130,7 +130,7 @@ class StageSampler:
                 # for all steps, `sample` is called, because `sample_img2img` would drop the first timestep
                 sampler.model_wrap_cfg.init_latent = anchor
                 return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
-            # `sample_img2img` of these samplers runs one step less than it is asked for
+            # with the same number, `sample_img2img` of these samplers runs one step less than `sample`
             steps += 1
         # the webui computes the length of the schedule as int(steps / denoising_strength), which is p.steps here
         with replaced(p, denoising_strength=steps / (p.steps + 0.5)):

@@ -103,7 +103,7 @@ def _previews_run_beside_model() -> bool:
     """Returns whether the VAE decodes live previews while the model runs.
 
     With --medvram and --lowvram, the webui decodes previews between two model calls. If the webui's setting for the
-    interval of previews is -1 steps, the webui shows a preview only at the end.
+    interval of previews is -1 steps, the webui shows a preview only when a job ends.
     """
     opts = shared.opts
     if not opts.live_previews_enable or getattr(opts, "show_progress_every_n_steps", 1) == -1:
