@@ -109,7 +109,7 @@ class Webui:
 
 @dataclass
 class Way:
-    """A method with its fields of the API. `seconds` and `files` have one entry for each image."""
+    """A compared method. `request` contains its fields of the API. `seconds` and `files` have one entry per image."""
 
     name: str
     request: dict[str, Any]
@@ -202,7 +202,7 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
 def write(made: list[Way], text: str, heading: list[str], base: float, folder: Path) -> None:
     """Writes the report, and a sheet with the images of each method that made all its images.
 
-    `text` is the infotext of any image. `heading` is for the lines above the table. `base` is the base image's seconds.
+    `text` is the infotext of any image. `heading` contains the lines above the table. `base`: see `Way.row`.
     """
     version, checkpoint = (re.search(rf"{key}: ([^,\n]+)|$", text)[1] or "unknown" for key in ("Version", "Model"))
     first = f"DemoFusion Hires {__version__} in webui {version}, checkpoint {checkpoint}"
@@ -212,7 +212,7 @@ def write(made: list[Way], text: str, heading: list[str], base: float, folder: P
     columns = [(way.name, f"{mean(way.seconds):.1f} s", way.files) for way in complete]
     contact_sheet(columns, PROMPTS, side=320).save(folder / "sheet.jpg", quality=92)
     print(lines)
-    say(f"The report, the images and a sheet of all images are in {folder.resolve()}.")
+    say(f"The report, the images and a sheet of the images are in {folder.resolve()}.")
 
 
 def main(arguments: list[str]) -> int:

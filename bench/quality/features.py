@@ -113,7 +113,7 @@ class Frechet:
     """Computes Fréchet distances from the features (N, S, F) of N true renderings.
 
     S is the number of samples of a rendering: 1 for the whole image, or CROPS. First, the features are projected to at
-    most KEPT principal components of the true renderings. Each component is scaled to variance 1 in these.
+    most KEPT principal components of the true renderings. The true renderings then have variance 1 in each of these.
     """
 
     def __init__(self, features: np.ndarray):

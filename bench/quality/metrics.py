@@ -33,7 +33,7 @@ HIGH = 0.25
 
 
 def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
-    """Computes the PSNR between the base image and an image reduced to its size, in dB, but at most PSNR_LIMIT."""
+    """Computes the PSNR in dB between the base image and an image reduced to its size. The maximum is PSNR_LIMIT."""
     error = float(((downscale(picture, base.shape[:2]) - base) ** 2).mean())
     return min(-10 * math.log10(error), PSNR_LIMIT) if error > 0 else PSNR_LIMIT
 

@@ -231,7 +231,7 @@ def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch:
     """Measures the peak memory of the tensors in bytes while one image is sampled in float32, one view at a time.
 
     The weights and the decoding of the final image are not included. To save time, the stages of DemoFusion run with a
-    network that returns its input. The memory of the UNet for one view is measured separately and added.
+    network that returns its input. The memory of the UNet for one base image is measured separately and added.
     """
     if not configuration.uses_model:
         return 0

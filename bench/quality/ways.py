@@ -43,7 +43,7 @@ class Sampling:
     lcm: bool = False
     """Whether to use the sampler LCM, which is for consistency models, instead of DDIM."""
     rows: int = 32
-    """Maximum number of rows in a call of the UNet: images x views x 2 (for cond and uncond)."""
+    """Maximum number of rows in a call of the UNet for views: images x views x 2 (for cond and uncond)."""
     bfloat16: bool = True
     """Whether the model runs in bfloat16 instead of float32."""
 

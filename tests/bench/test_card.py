@@ -38,7 +38,7 @@ with SimulatedCard(memory=256 << 20): """
 def measured(tmp_path: Path, code: str) -> tuple[dict[str, list[str]], str]:
     """Measures small networks in another process. `code` precedes the call of the command.
 
-    Returns the cells of each row by the name of the row, and the row for docs/cards.md.
+    Returns the cells of each row by the name of the row, and the row for docs/cards.md. Fails if a measurement failed.
     """
     file = tmp_path / "report.md"
     command = f"{RUN}{code}sys.exit(main(['--tiny', '--minutes', '60', '--out', {str(file)!r}]))"
