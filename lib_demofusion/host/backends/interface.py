@@ -80,7 +80,7 @@ class Backend(Protocol):
         ...
 
     def unet(self, model: Any) -> Any:
-        """Returns the denoising network of a loaded model (a torch module), or None if there is none."""
+        """Returns the torch module that is or contains the denoising network of a loaded model, or None without one."""
         ...
 
     def fp32_flags(self) -> tuple[str, str]:

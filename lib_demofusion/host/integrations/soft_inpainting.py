@@ -120,5 +120,5 @@ class Originals:
         return [images.flatten(image, shared.opts.img2img_background_color) for image in self._p.init_images]
 
     def _scale(self, size: Size) -> tuple[float, float]:
-        """Returns the factors for width and height from the base image to a stage of `size` cells."""
+        """Returns the factors for width and height from the cropped base image to a stage of `size` cells."""
         return size[1] / self._plan.crop.width, size[0] / self._plan.crop.height
