@@ -69,7 +69,7 @@ class Studio:
         self.model, self.world = model, world
         self.sampling = sampling
         self._dtype = torch.bfloat16 if sampling.bfloat16 else torch.float32
-        # 1.4 times as fast as weights in 32 bits that are cast to 16 bits at every call
+        # weights in bfloat16 are 1.4 times as fast as weights in float32 that are cast to bfloat16 at every call
         self.unet = copy.deepcopy(model.unet).to(self._dtype)
         self.alphas = model.alphas_cumprod
 

@@ -91,7 +91,7 @@ def test_the_unets_return_noise_in_the_shape_of_x(name: str) -> None:
 @pytest.mark.slow
 def test_every_measurement_runs_with_small_networks_on_the_cpu(tmp_path: Path) -> None:
     rows, _ = measured(tmp_path, "")
-    # the small networks stand for SDXL and SD 1.5
+    # the rows of the small networks have the names SDXL and SD 1.5 too
     for views in (1, 2, 4, 8, 16):
         for model in ("SDXL", "SD 1.5"):
             assert number(rows[f"{model}: model call, {views} view{'s' * (views > 1)}"][0]) > 0
