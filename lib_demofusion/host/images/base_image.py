@@ -34,8 +34,8 @@ UPLOAD_SEED = 0
 def base_latent(p: Any, samples: Any) -> Tensor:
     """Returns the base latent (B, C, h, w) in float32. `samples` are latents, or decoded images after hires fix.
 
-    Encodes the images of hires fix. Raises NansException if NaN is in a latent, in an image of hires fix, or in the
-    latent of the upload, so that no stage runs with NaN.
+    Encodes the images of hires fix. Raises NansException if an image of hires fix contains NaN, or if a base latent or
+    the latent of the upload contains NaN or infinity, so that no stage runs with them.
     """
     if getattr(samples, "already_decoded", False):
         for sample in samples:

@@ -90,7 +90,7 @@ def as_image(sample: Tensor) -> Tensor:
 
 
 def _report_of_some(report: vae.Report | None, count: int) -> vae.ReportOfSome:
-    """Returns the callback of `vae.of_all` for a batch of `count` images. If `report` is None, it has no effect."""
+    """Returns the callback of `vae.of_all` for a batch of `count` images. If `report` is None, it does nothing."""
     return vae.of_all(report or (lambda share: None), count)
 
 

@@ -80,7 +80,10 @@ def with_later_reports(p: Any, picture: StageImage) -> StageImage:
 
 
 def _infotext(p: Any, image: Image.Image, index: int) -> str:
-    """Returns the infotext of image `index` of the batch. Adds it to `image.info` if files get infotexts."""
+    """Returns the infotext of image `index` of the batch.
+
+    Also adds it to `image.info` if the webui's setting "Write infotext to metadata of the generated image" is on.
+    """
     text = processing.create_infotext(
         p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
     )
@@ -158,9 +161,9 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
 
 
 def _exceeded_limit(p: Any, name: str, side: int) -> int:
-    """Returns the limit of the image format `name` if an image with a side of `side` pixels cannot be saved, else 0.
+    """Returns LONGEST_SIDE of the image format `name` if an image with a side of `side` pixels cannot be saved, else 0.
 
-    Outside the API, an image above the limit of SAVED_AS_PNG can be saved, because the webui saves it as PNG.
+    Outside the API, an image with a side above SAVED_AS_PNG can be saved, because the webui saves it as PNG.
     """
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0

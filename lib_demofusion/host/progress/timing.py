@@ -30,7 +30,7 @@ as many operations as one evaluation (cond and uncond together) of SDXL or SD 1.
 
 
 def known(model: Any, kind: str) -> float | None:
-    """Returns the stored rate of a checkpoint, or None.
+    """Returns a stored rate of a checkpoint, or None. `kind` is MODEL, DECODER or ADAPTIVE_RATIO.
 
     If the decoder of this checkpoint is not measured, returns the rate of the decoder that was measured last on this
     device, because almost all checkpoints have a VAE of the same size. The rate of a model is never used for another

@@ -130,7 +130,7 @@ class Console:
 
 
 def make_console(p: Any, plan: Plan, settings: Settings) -> Console:
-    """Creates the console bar of a request."""
+    """Creates the Console of a request. It plans one callback for each step of the webui's passes and of the stages."""
     of_hires = (p.hr_second_pass_steps or p.steps) if getattr(p, "enable_hr", False) else 0
     of_stage = steps_of_stage(schedule_steps(p.steps, settings), settings.denoising_strength)
     return Console(p.steps + of_hires, len(plan.stages) * of_stage)
