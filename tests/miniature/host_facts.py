@@ -186,7 +186,7 @@ def targets(node: ast.AST) -> Iterator[ast.AST]:
 
 
 class Source:
-    """The `modules` package of a webui or of the stand-in, as syntax trees."""
+    """The syntax trees of the files in the folder `modules` of `root`, the folder of a webui or of the stand-in."""
 
     def __init__(self, root: Path):
         self.trees = {path.stem: parse(path) for path in sorted((root / "modules").glob("*.py"))}
@@ -234,7 +234,7 @@ class Source:
         return names
 
     def top_level(self, module: str, name: str) -> dict[str, Any] | None:
-        """Describes a function, class or variable of a module. Returns None if the module does not define the name."""
+        """Describes a function, class, variable or import of a module. Returns None if the module has no such name."""
         tree = self.trees.get(module)
         for node in tree.body if tree else ():
             if isinstance(node, ast.FunctionDef) and node.name == name:

@@ -1,8 +1,8 @@
 """Makes the picture of the panel in README: python tests/miniature/panel_picture.py URL [FILE].
 
 URL is the address of a server (tests/miniature/serve_tiny.py) that has not run a job yet. After a job, the panel would
-show an expected time for the tiny model. The PNG file also contains the texts of the panel. A test compares these texts
-with the current panel.
+show an expected time for the tiny model. FILE is the PNG file, by default pictures/panel.png. This file also contains
+the texts of the panel. A test compares these texts with the current panel.
 """
 
 from __future__ import annotations

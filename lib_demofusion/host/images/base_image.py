@@ -108,7 +108,7 @@ HALF_A_LEVEL = 1 / 255
 
 
 class BaseColors:
-    """Stores the base images of one iteration, and applies their colors to the images of the stages."""
+    """Stores the base images of one iteration ("Batch count"), and applies their colors to the images of the stages."""
 
     def __init__(self, p: Any, plan: Plan):
         self._p = p

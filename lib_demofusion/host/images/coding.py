@@ -28,7 +28,7 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
     """Decodes a latent (B, C, h, w) to images (3, H, W) on the CPU, as the webui's DecodedSamples.
 
     `report` is called with the completed share of the work (0 to 1), at least after every tile. An image that is
-    decoded at once counts as half done before it is decoded. If `report` raises an exception, decoding ends with it.
+    decoded without tiles counts as half done before it is decoded. If `report` raises an error, decoding ends with it.
 
     Raises an out-of-memory error if memory is not sufficient for the smallest tiles. Raises NansException if the latent
     contains NaN or infinity, or if an image still contains NaN after the webui's own retry in higher precision.
@@ -95,7 +95,7 @@ def _report_of_some(report: vae.Report | None, count: int) -> vae.ReportOfSome:
 
 
 def _in_parts(p: Any, report: vae.ReportOfSome) -> Any:
-    """Returns a context in which the VAE runs at once or tile by tile, depending on options.DECODE and free memory."""
+    """Returns a context in which the VAE runs with or without tiles, depending on options.DECODE and free memory."""
     return vae.in_parts(p.sd_model, options.value(options.DECODE, AUTOMATIC), report)
 
 

@@ -122,7 +122,7 @@ def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
 
 
 class _Forward:
-    """The new forward of a decoder or encoder. Computes the output at once or tile by tile, as the memory allows."""
+    """The new forward of a decoder or encoder. Computes the output with or without tiles, as the memory allows."""
 
     def __init__(self, network: Any, layers: list[Layer], tiled: Callable[..., Tensor], always: bool, report: Any):
         self._network, self._layers, self._tiled = network, layers, tiled
@@ -144,14 +144,14 @@ class _Forward:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                # the traceback refers to the intermediate tensors, so they could not be freed
+                # with its traceback, the error would keep the intermediate tensors in memory
                 failure = error.with_traceback(None)
             logger.warning("%s: trying again in smaller parts", str(failure).splitlines()[0][:200])
             devices.torch_gc()
         raise failure or MemoryError("the VAE does not fit into the memory, even with the smallest tiles")
 
     def _at_once(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Computes the output at once. Reports 0.5 before and 1 after, because there is no progress in between."""
+        """Computes the output without tiles. Reports 0.5 before and 1 after, because nothing can report in between."""
         report = self._report_of(x)
         report(0.5)
         output: Tensor = self._whole(x, **kwargs)
@@ -162,7 +162,7 @@ class _Forward:
         return lambda share: self._report and self._report(share, len(x))
 
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
-        """Yields the options of each attempt, or None for an attempt at once. Reads the free memory before each one."""
+        """Yields the options of each attempt, or None for one without tiles. Reads the free memory before each one."""
         size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
         limit = LARGEST_TENSOR.get(x.device.type, sys.maxsize)
         needed = whole_bytes(self._layers, size, bytes_each) * len(x)
@@ -190,9 +190,10 @@ class _Forward:
 def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: int) -> Shelf:
     """Returns where to store the feature maps: on the device, in the computer's memory, or in temporary files.
 
-    `size` is the size of the latent in cells, and `x` is a tensor with the device and the dtype of the maps. The device
-    is chosen if `room` bytes are enough. If the computer's memory is too small for 32-bit maps, they are packed into 16
-    bits. 32-bit maps in files are always packed. Raises MemoryError if no place is large enough.
+    `size` is the height and width of the network's input: latent cells for a decoder, and pixels for an encoder. `x` is
+    a tensor with the device and the dtype of the maps. The device is chosen if `room` bytes are enough. If the
+    computer's memory is too small for 32-bit maps, they are packed into 16 bits. 32-bit maps in files are always
+    packed. Raises MemoryError if no place is large enough.
     """
     held = held_bytes(layers, size, x.element_size())
     packed = held_bytes(layers, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held

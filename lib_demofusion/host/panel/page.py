@@ -1,7 +1,8 @@
 """Connects the components of a panel with events.
 
 A panel changes after events of its own controls, of the webui's fields in its tab, of the webui's settings, and if a
-preset is saved or deleted in the other tab. The summary line is the line below the panel's title.
+preset is saved or deleted in the other tab. The summary line is the line below the panel's title. The marks of the
+preset are the list of the fields that differ from the preset, and the reset button.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ TABS = ("txt2img", "img2img")
 GALLERY = "gallery"
 """The element id of a tab's gallery, without `txt2img_` or `img2img_`.
 
-When the webui creates the gallery, all fields of TabComponents exist, in whatever order the user has set in the webui's
-setting "UI item order".
+When the webui creates the gallery, all components that TabComponents stores exist, in whatever order the user has set
+in the webui's setting "UI item order".
 """
 
 SETTINGS = "settings_json"
@@ -223,7 +224,7 @@ def _inputs(script: Any) -> list[Any]:
 
 
 def _shown(panel: Panel) -> list[Any]:
-    """Returns the summary line, and the marks of the preset: the list of changed fields and the reset button."""
+    """Returns the components of the summary line and of the marks of the preset."""
     return [panel.line, *panel.row.choice.marks]
 
 

@@ -26,8 +26,8 @@ ENCODER = 0.44
 class Progress:
     """Moves the webui's bar in proportion to time. The webui computes the remaining time from the position of the bar.
 
-    The webui's bar shows (job_no + step / steps) / job_count. The webui counts one job per iteration, or two with hires
-    fix. It ends the last job itself, after it has decoded the image. The stages add jobs in proportion to their
+    The webui's bar shows (job_no + step / steps) / job_count. The webui counts one job per iteration ("Batch count"),
+    or two with hires fix. It ends the last job itself, after decoding. The stages add jobs in proportion to their
     expected time. `costs` are numbers of latent cells (in sampling, the cells that the model evaluates): one for the
     webui's own passes, one for each of the three PARTS of every stage, and one for decoding the final image.
     """

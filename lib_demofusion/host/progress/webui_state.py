@@ -94,10 +94,11 @@ def move_to(done: float) -> None:
 class Console:
     """Corrects the total of the webui's bar on the console. This bar counts the callbacks of the samplers.
 
-    The webui plans one callback per step. The actual number may differ, because some samplers do not call back once per
-    step, and a stage may end early. When the webui's own passes or the stages of an iteration end, the actual number
-    replaces the planned number. `of_base` is the number of callbacks that the webui plans for its own passes of an
-    iteration, and `of_stages` is the planned number for the stages of an iteration.
+    A request has as many iterations as its "Batch count". The webui plans one callback per step. The actual number may
+    differ, because some samplers do not call back once per step, and a stage may end early. When the webui's own passes
+    or the stages of an iteration end, the actual number replaces the planned number. `of_base` is the number of
+    callbacks that the webui plans for its own passes of an iteration, and `of_stages` is the planned number for the
+    stages of an iteration.
     """
 
     def __init__(self, of_base: int, of_stages: int):

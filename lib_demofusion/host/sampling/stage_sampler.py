@@ -285,7 +285,7 @@ def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
 
 
 def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
-    """Returns the image conditioning of an inpainting, depth, editing or unCLIP model.
+    """Returns the image conditioning, which only inpainting, depth, editing and unCLIP models use.
 
     The stages use the conditioning of the base pass, so no large image is encoded. In img2img, the conditioning shows
     the source image and is resized to the size of the stage. In txt2img, the conditioning marks the whole base image as
