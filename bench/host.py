@@ -61,10 +61,7 @@ class Webui:
         """
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Sends a request to /sdapi/v1/`path`: GET, or POST with a `body`. Returns the parsed answer.
-
-        Raises HostError if the webui does not answer or reports an error.
-        """
+        """Sends a GET request (with `body`: POST) to /sdapi/v1/`path`. Raises HostError if there is no valid answer."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/sdapi/v1/{path}", data, {"Content-Type": "application/json"})
         try:
@@ -117,10 +114,8 @@ class Way:
     """The expected duration, divided by that of a base image, as in README and in the panel. None for hires fix."""
     seconds: list[float] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    peak: int = 0
-    """The peak memory in bytes (see `Webui.peak`)."""
-    remark: str = ""
-    """The error of the request that failed, else DemoFusion's messages in the infotext of the last image."""
+    peak: int = 0  # memory in bytes (see `Webui.peak`)
+    remark: str = ""  # the error of a request, or DemoFusion's messages in the infotext of the last image
 
     def measure(self, webui: Webui, side: int, folder: Path) -> None:
         """Makes and saves an image of every prompt. If a request fails, stores the error and makes no more images."""

@@ -18,7 +18,6 @@ class Configuration:
     """One row of the table. `settings` contains values for fields of Settings, except for the scale."""
 
     name: str
-    # "true": the true renderings (see worlds.py)
     kind: Literal["true", "lanczos", "esrgan", "hires", "demofusion"] = "demofusion"
     settings: Mapping[str, Any] = field(default_factory=dict)
     denoise: float = 0.0

@@ -20,14 +20,13 @@ LEVEL = 0.95
 class Column:
     """A column with one statistic, whose key is `name`.
 
-    `better` is -1 if smaller values are better, 1 if larger values are better, and 0 if neither is better. `digits` is
-    the number of decimals.
+    `better` is -1 if smaller values are better, 1 if larger values are better, and 0 if neither is better.
     """
 
     name: str
     title: str
     better: int
-    digits: int = 2
+    digits: int = 2  # after the decimal point
 
 
 COLUMNS = (
