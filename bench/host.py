@@ -61,7 +61,7 @@ class Webui:
         """
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Sends a GET request (with `body`: POST) to /sdapi/v1/`path`. Raises HostError if there is no valid answer."""
+        """Requests /sdapi/v1/`path` (with `body`: by POST), and returns the answer. Raises HostError if this fails."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/sdapi/v1/{path}", data, {"Content-Type": "application/json"})
         try:
