@@ -33,7 +33,7 @@ Images in responses of the webui's API keep their format.
 """
 
 SHOWN_PIXELS = 100_000_000
-"""The largest number of pixels that browsers show without problems."""
+"""The largest number of pixels of an image that browsers show without problems."""
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,15 @@ class TabComponents:
         *("denoising_strength", "hr_checkbox", "hires_steps", "hr_scale", "hr_resize_x", "hr_resize_y"),
         *("scale", "scale_resolution_preview"),
     )
+    """The element ids of the components without `txt2img_` or `img2img_`, and with `_` for `-`: fields of TabValues."""
     SIZE_TABS = ("tab_resize_to", "tab_resize_by")
     """The two tabs that set the size of img2img: by width and height, or as a multiple of the upload's size."""
     SCRIPTS = "script_list"
+    """The element id of the dropdown "Script". It is the same in both tabs."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
-        """The components by name. The names are fields of TabValues."""
+        """The components by name: the dropdown as "script", and the others by their names in FIELDS."""
         self.size_tabs: dict[str, Any] = {}
 
     def add(self, component: Any, elem_id: str) -> None:

@@ -15,6 +15,7 @@ from lib_demofusion.settings.presets import BUILT_IN, Choices
 from lib_demofusion.settings.spec import Spec
 
 OVERRIDES = "_demofusion_xyz"
+"""Name of an attribute of a request: a dict with the values that the plot sets, by field."""
 PREFIX = "[DemoFusion] "
 
 
