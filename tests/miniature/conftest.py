@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     folder = tmp_path_factory.mktemp("data")
     # each test process looks for a free port in a range of its own
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    # a model call takes 0.02 s, so that the tests can observe the stages
+    # every model call takes 0.02 s longer, so that the tests can observe the stages
     command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), str(port), str(folder), "0.02"]
     with (
         (folder / "errors.txt").open("w") as errors,
@@ -67,7 +67,7 @@ def address(served: tuple[str, Path]) -> str:
 
 @pytest.fixture
 def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
-    """Collects the errors and DemoFusion's messages that the server prints during a test. An unexpected one fails it.
+    """Collects the errors and DemoFusion's messages that the server prints. A test fails if it does not expect one.
 
     After the test, the fixture deletes the files that the server has stored, such as presets, measured times and the
     last infotext.

@@ -122,7 +122,7 @@ def _button(symbol: str, tip: str, elem_id: str, visible: bool) -> Any:
 
 
 def may_write() -> bool:
-    """Returns whether users of the page may save and delete presets. Each of three flags of the webui forbids this."""
+    """Returns whether users of the page may save and delete presets. Each of the flags below forbids this."""
     flags = ("hide_ui_dir_config", "freeze_settings", "share")
     return not any(getattr(shared.cmd_opts, flag, False) for flag in flags)
 
