@@ -166,7 +166,7 @@ def test_without_tiles_progress_is_reported_twice_for_each_image(vae: Any, model
 
 
 def test_progress_is_also_right_if_several_images_are_decoded_together(vae: Any, model: Any) -> None:
-    """Forge, reForge and Forge Neo decode several images of a batch in one call."""
+    """reForge and Forge Neo decode several images of a batch in one call."""
     shares: list[float] = []
     with vae.in_parts(model, "automatic", vae.of_all(shares.append, 4)):
         for _ in range(2):

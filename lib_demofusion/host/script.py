@@ -35,10 +35,6 @@ from lib_demofusion.settings.reading import (
 
 logger = logging.getLogger("DemoFusion")
 
-UNSUPPORTED = (
-    "DemoFusion Hires needs webui 1.8 or newer. This webui has no `post_sample` hook, so the panel is disabled"
-)
-
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 """Names of attributes of `p`: the Job, and the requested width and height in pixels."""
@@ -59,7 +55,7 @@ PROCESSING = "modules.processing"
 
 
 def supported() -> bool:
-    """Returns whether the webui has the hook in which the stages run (webui 1.8 and newer)."""
+    """Returns whether the webui has the hook in which the stages run (1.8 and newer). If not, install.py reports it."""
     return hasattr(scripts.Script, "post_sample")
 
 

@@ -137,7 +137,7 @@ noise. Euler has no step at this timestep.
 """
 
 VALUES: tuple[dict[str, Any], ...] = ({"cosine_scale_1": 0}, {"extra_noise": 0.2})
-"""Fields with a strong effect. With a cosine scale of 0, the skip residual replaces x with the noised anchor."""
+"""Fields with a strong effect. With 0 in Cosine scale 1, the skip residual replaces x with the noised anchor."""
 
 
 @pytest.mark.filterwarnings("default::UserWarning")

@@ -79,7 +79,7 @@ def test_images_of_a_batch_equal_single_images(webui: Webui, family: Any) -> Non
 
 def test_an_interrupt_returns_the_base_image(webui: Webui, family: Any) -> None:
     plain = small(webui, None)
-    # one stage: after the first of several stages, the webui returns the image of that stage
+    # one stage: after the first of several stages, the extension returns the image of that stage
     slow = {**ON, "scale": 4, "stages": "fewest", "view_batch": 1}
     stopped = interrupted(webui, lambda: small(webui, slow))
     assert "DemoFusion stopped" in stopped.infotexts[0]
@@ -192,10 +192,7 @@ def test_every_checkpoint_is_recognized_before_it_is_loaded(webui: Webui) -> Non
 
 @pytest.mark.parametrize("preset", ["Balanced", "Turbo"])
 def test_a_preset_that_the_request_names_is_used(webui: Webui, family: Any, preset: str) -> None:
-    """Turbo replaces the default preset only if a request names no preset.
-
-    The numbers of steps are usual for these presets: 12 for *Balanced* and 4 for *Turbo*.
-    """
+    """In these tests, the default preset is *Paper*. The numbers of steps are usual for the two presets."""
     result = small(webui, {"enabled": True, "scale": 2, "preset": preset}, steps=12 if preset == "Balanced" else 4)
     assert_good(result, TWICE)
     assert f"DemoFusion preset: {preset}" in result.infotexts[0]

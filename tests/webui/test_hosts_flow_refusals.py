@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from webui.conftest import Result, Webui, facts_or_skip, png
-from webui.flow_families import FAMILIES, NO_REFERENCE, family, linked, small, webui
+from webui.flow_families import NO_REFERENCE, family, linked, small, webui
 from webui.test_api_and_scripts import options
 
 __all__ = ["family", "webui"]
@@ -24,11 +24,6 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 PICTURE = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
 IMG2IMG = {"path": "img2img", "init_images": [png(PICTURE)], "denoising_strength": 0.6}
-
-
-def kind_of(family: Any) -> str:
-    """Returns the name of a checkpoint of the family."""
-    return next(kind for kind, name in FAMILIES.items() if name == family["name"])
 
 
 def assert_refused(result: Result, reason: str) -> None:

@@ -199,7 +199,7 @@ def _control(webui: Webui) -> str:
 DARK = Image.new("RGB", (64, 64), (64, 64, 64))
 
 
-LATE = {"denoising_strength": 0.5, "hires_steps": 8, "cosine_scale_2": 10}
+LATE = {"denoising_strength": 0.5, "cosine_scale_2": 10}
 """Fields with which the stage runs only at low noise levels, where the dilated views have almost no weight."""
 DILATED = {"cosine_scale_2": 0.1}
 """Fields with which the dilated views have almost all the weight."""

@@ -50,8 +50,7 @@ Report = Callable[[float], None]
 ReportOfSome = Callable[[float, int], None]
 """A progress callback for a part of a batch. The arguments are the completed share and the image count of this part.
 
-Forge decodes all images of a batch together, so the part is the whole batch. AUTOMATIC1111's webui decodes the images
-one by one.
+In reForge and Forge Neo, a part can be several images of a batch. AUTOMATIC1111's webui decodes the images one by one.
 """
 
 
