@@ -1,7 +1,7 @@
 """Saves the base image, the images of all stages, and a sheet that compares three methods for larger images.
 
-The other two methods are bicubic enlargement, and sampling directly at the large size. The command
-`python try_demofusion.py --out DIR` runs this module. It uses the miniature webui without opening the page.
+The methods are bicubic enlargement, sampling directly at the large size, and DemoFusion. The command
+`python try_demofusion.py --out DIR` runs this module, which uses the miniature webui without opening the page.
 """
 
 from __future__ import annotations

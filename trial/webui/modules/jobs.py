@@ -15,7 +15,7 @@ from modules.shared import opts, state
 from PIL import Image
 
 PREVIEW_CELLS = 16
-"""Maximum side in latent cells of a latent that is decoded for the preview. Larger latents are reduced before."""
+"""Maximum side in latent cells of a latent that is decoded for the preview. Larger latents are reduced first."""
 POLL_SECONDS = 0.25
 
 one_job = threading.Lock()

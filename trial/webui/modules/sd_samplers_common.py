@@ -22,7 +22,7 @@ class SamplerData(NamedTuple):
     options: dict[str, Any]
 
     def total_steps(self, steps: int) -> int:
-        """Returns the number of model calls in `steps` steps."""
+        """Returns the number of model calls as the webui estimates it: two per step for second-order samplers."""
         return steps * 2 if self.options.get("second_order", False) else steps
 
 
