@@ -116,7 +116,7 @@ def symbols(tree: ast.Module) -> Iterator[str]:
     """Yields the symbols of the webui that a file of the extension uses.
 
     The symbols have the form `module.name`, `module.Class.member`, `shared.opts.setting`, or `variable->attribute` for
-    a variable in ROLES.
+    a variable in ROLES. Attributes whose names begin with an underscore are left out.
     """
     names = imported(tree)
     own = own_names(tree)

@@ -36,7 +36,7 @@ def _needs_model(upscaler: str) -> bool:
 
 
 def _is_lanczos(before: Image.Image, after: Image.Image) -> bool:
-    """Returns whether `after` is `before`, enlarged with Lanczos. Returns False if the user interrupts the job.
+    """Returns whether `after` is `before`, enlarged with Lanczos. Returns False if the user has interrupted the job.
 
     The webui also uses Lanczos if an upscaler is interrupted, although the upscaler works.
     """

@@ -108,7 +108,8 @@ class Console:
     def announce(self, jobs: int, iterations: int) -> None:
         """Adds the planned callbacks of the stages in all iterations of the request to the total.
 
-        If the webui has not created the bar yet, creates it with the planned callbacks of the webui's own `jobs`.
+        `jobs` is the webui's own number of jobs, in all requests. If the webui has not created the bar yet, creates it
+        first, with the callbacks that the webui plans for these jobs.
         """
         if _bar() is None:
             shared.total_tqdm.updateTotal(self._planned[0] * jobs)
