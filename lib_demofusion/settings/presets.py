@@ -20,7 +20,7 @@ each stage makes the previous image at most 4 times as wide and as high.
 
 LATENT_UPSCALER = "Latent"
 LANCZOS = "Lanczos"
-"""The name of the image upscaler that every webui has."""
+"""The name of the built-in upscaler of this extension (see `upscaling.enlarged`). Forge Neo itself has no Lanczos."""
 
 IN_PIXELS = " (pixels)"
 """A suffix of an upscaler's name. With it, the anchor is only the enlarged image, encoded again (see `Settings`)."""

@@ -16,10 +16,10 @@ from lib_demofusion.settings.presets import LANCZOS
 
 
 def enlarged(p: Any, image: Tensor, size: Size, upscaler: str = LANCZOS) -> Tensor:
-    """Upscales an image (3, H, W) in -1..1 to `size` (height, width) with an upscaler of the webui.
+    """Upscales an image (3, H, W) in -1..1 to `size` (height, width): with `lanczos`, or with an upscaler of the webui.
 
-    If the upscaler does not work, the webui uses Lanczos and reports this only on the console. In this case, adds a
-    note to the job.
+    If the webui's upscaler does not work, the webui uses Lanczos and reports this only on the console. Then this
+    function adds a note to the job.
     """
     if upscaler == LANCZOS:
         return lanczos(image, size)
