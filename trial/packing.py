@@ -29,8 +29,7 @@ STD = 0.02
 def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Loads the tensors of a file, which can be packed or not.
 
-    Weights that are stored as int8 are multiplied by their scales, and returned in the type `dtype`. Other tensors keep
-    their types.
+    Weights stored as int8 are multiplied by their scales, and returned as `dtype`. Other tensors keep their types.
     """
     return _unpacked(*_read(path), dtype)
 

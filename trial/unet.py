@@ -16,8 +16,7 @@ from trial.autoencoder import Upsample
 class UNetConfig:
     """The fields of `unet_config` in a checkpoint's .yaml that are not the same in all supported models.
 
-    `attention_resolutions` are downsampling factors. The levels with these factors have transformer blocks, and so has
-    the middle block.
+    `attention_resolutions` are downsampling factors. Levels with these factors and the middle block have transformers.
     """
 
     model_channels: int = 64
