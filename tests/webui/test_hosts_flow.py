@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 TOLERANCE = 2e-5
 """The largest allowed difference between the latents of a stage and of img2img.
 
-It is relative to the largest absolute value in the latent of img2img. It is not 0, because rounding errors can differ.
+It is relative to the largest absolute value in the latent of img2img. It allows for rounding errors. On a CPU, the
+latents of Qwen-Image and Krea 2 are equal.
 """
 
 
