@@ -143,7 +143,7 @@ def test_an_extension_that_counts_rows_gets_one_view_at_a_time(
     assert patched != plain
     assert not reported.notes[-1]
     assert images(webui, {"view_batch": 5}, batch_size=batch) == patched
-    note = f"evaluating single tiles, which is slower, because {name} changes the model"
+    note = f"evaluating single tiles, which is slower, because the model is changed by {name}"
     assert note in reported.notes[-1]
 
 
@@ -298,4 +298,4 @@ def test_an_extension_that_keeps_no_data_may_replace_the_forward_of_the_model(
 ) -> None:
     extension("sd-webui-halved", HALVED).patch(unet, 1)
     images(webui, {"view_batch": 5})
-    assert "sd-webui-halved changes the model" in reported.notes[-1]
+    assert "the model is changed by sd-webui-halved" in reported.notes[-1]

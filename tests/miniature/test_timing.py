@@ -194,14 +194,19 @@ def test_resize_by_uses_the_size_of_the_uploaded_image(webui: Webui) -> None:
     assert line_in(resize_by=True, **tab).startswith("512x512 → ")
 
 
+@pytest.mark.parametrize("every_step", [False, True])
 @pytest.mark.parametrize(("redraw", "strength", "base"), [(False, 0.5, 0), (True, 0.5, 6), (True, 1, 10)])
 def test_the_summary_line_counts_the_steps_that_img2img_runs(
-    webui: Webui, redraw: bool, strength: float, base: int
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, redraw: bool, strength: float, base: int, every_step: bool
 ) -> None:
     """The webui runs int(min(strength, 0.999) * 10) + 1 of 10 steps, and no step if the upload is not redrawn.
 
+    With the webui's setting "do exactly the amount of steps the slider specifies", it runs 10 steps at any strength.
     Then the stage runs 10 steps with 9 tiles and 4 dilated views. The last step evaluates only tiles.
     """
+    monkeypatch.setattr(shared.opts, "img2img_fix_steps", every_step, raising=False)
+    if every_step and redraw:
+        base = 10
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
     assert f"{(base + stage) / 10:.3g} times the time of the base image" in text

@@ -16,6 +16,7 @@ from in_process import Webui
 from modules import shared
 
 from lib_demofusion.host.backends.families import Family
+from lib_demofusion.host.common import options
 from lib_demofusion.host.images import vae
 from lib_demofusion.host.panel import line
 from lib_demofusion.host.panel.tab import TabValues
@@ -128,6 +129,15 @@ def test_the_summary_line_reports_the_switch_to_turbo(webui: Webui) -> None:
     assert line.TURBO_CHOSEN in shown(turbo, **FEW)
     for args, tab in ((turbo, {**FEW, "preset_picked": True}), (turbo, {}), ({"preset": "Balanced"}, FEW)):
         assert line.TURBO_CHOSEN not in shown(args, **tab)
+
+
+@pytest.mark.parametrize("changed", [{options.DEFAULT_PRESET: "Turbo"}, {options.FEW_STEPS: False}])
+def test_no_switch_is_reported_if_the_settings_page_chooses_turbo_or_prevents_the_switch(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    for name, value in changed.items():
+        monkeypatch.setattr(shared.opts, name, value, raising=False)
+    assert line.TURBO_CHOSEN not in shown({"preset": "Turbo"}, **FEW)
 
 
 def test_the_summary_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> None:

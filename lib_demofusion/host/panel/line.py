@@ -11,6 +11,7 @@ import torch
 from modules import devices
 
 from lib_demofusion.host.backends import families, host, selected_family
+from lib_demofusion.host.common import options, user_presets
 from lib_demofusion.host.common.memory import available_bytes
 from lib_demofusion.host.images.vae import DEVICE_SHARE, choose_shelf, free_bytes
 from lib_demofusion.host.integrations import refusals
@@ -33,7 +34,7 @@ from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import Settings, parse_stages
-from lib_demofusion.settings.presets import BUILT_IN, TURBO, Choices, looks_few_step
+from lib_demofusion.settings.presets import BUILT_IN, TURBO, Choices
 from lib_demofusion.settings.reading import needs_more_steps, settings_from_args
 from lib_demofusion.tiled_vae.layers import decoder_layers
 
@@ -115,7 +116,9 @@ def few_steps_note(settings: Settings, tab: TabValues) -> list[str]:
     model.
     """
     request = tab.step_count, tab.cfg_scale or 0, selected_family().distilled
-    if settings.preset == TURBO and not tab.preset_picked and looks_few_step(*request):
+    default = options.default_preset(user_presets.known_choices())
+    switched = options.automatic_preset(default, *request) == TURBO != default and not tab.preset_picked
+    if settings.preset == TURBO and switched:
         return [word(TURBO_CHOSEN)]
     if needs_more_steps(settings, *request):
         return [problem_html(word(TURBO_BETTER))]

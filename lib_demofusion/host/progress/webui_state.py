@@ -163,8 +163,8 @@ def calls_twice(sampler: str | None) -> bool:
 
 
 def img2img_steps(steps: int, strength: float) -> int:
-    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps).
-
-    Assumes that the webui's setting "With img2img, do exactly the amount of steps the slider specifies" is off.
-    """
+    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps)."""
+    # the setting "With img2img, do exactly the amount of steps the slider specifies"
+    if getattr(shared.opts, "img2img_fix_steps", False):
+        return steps
     return int(min(strength, 0.999) * steps) + 1

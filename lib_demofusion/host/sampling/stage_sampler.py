@@ -227,7 +227,7 @@ class StageSampler:
         names = layer_patches.extensions_with_patches(self._p)
         if names and self._batches.limit_to_one_view():
             report_note(
-                self._p, f"evaluating single tiles, which is slower, because {', '.join(names)} changes the model"
+                self._p, f"evaluating single tiles, which is slower, because the model is changed by {', '.join(names)}"
             )
 
 
