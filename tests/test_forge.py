@@ -367,8 +367,27 @@ def test_dilated_views_get_the_whole_hint() -> None:
     run = stage_run()
     views: Sequence[View] = run.dilated
     crops = torch.cat([view.take(latent(1)) for view in views for _ in range(2)])
-    cond: dict[str, Any] = {"transformer_options": {}}
-    held.add_to(cond, crops, torch.ones(len(crops)), [0, 1] * len(views), views)
+    cond: dict[str, Any] = {"transformer_options": {"cond_or_uncond": [0, 1] * len(views)}}
+    held.add_to(cond, crops, torch.ones(len(crops)), views, slice(0, 2))
     whole = F.avg_pool2d(hint(5), CELL)[:, :1].expand(len(crops), 4, -1, -1)
     assert cond["control"].shape == whole.shape
     torch.testing.assert_close(cond["control"], whole, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [None, 4, 2, 1])
+def test_every_image_gets_its_own_hint_if_memory_suffices_only_for_some_rows(rows: int | None) -> None:
+    """Three images with different hints have six rows. With `rows` rows per call, calls begin at any image."""
+    control = Control(torch.cat([hint(seed) for seed in (5, 6, 7)]))
+    held = ViewControl(control, STAGE, PLAN)
+    model, x, run_parts = Model(), latent(3), parts(stage_run(), views=1)
+    run_parts.batches.rows = rows
+    made = call(FusedUnet(run_parts, model.predictor, None, held), model, x, 2.0, control=None, control_model=held)
+    alone = []
+    for n, seed in enumerate((5, 6, 7)):
+        held = ViewControl(Control(hint(seed)), STAGE, PLAN)
+        fused = FusedUnet(parts(stage_run(), views=1), model.predictor, None, held)
+        context = prompts(3)[[n, 3 + n]]
+        one = call(fused, model, x[n : n + 1], 2.0, c_crossattn=context, control=None, control_model=held)
+        alone.append(one)
+    expected = torch.cat([torch.cat([one[:1] for one in alone]), torch.cat([one[1:] for one in alone])])
+    torch.testing.assert_close(made, expected)

@@ -81,6 +81,9 @@ class Job:
         """Plans the stages for the requested size before the webui samples. Returns an error message, or None."""
         try:
             options.check()
+        except SettingsError as error:
+            return str(error)
+        try:
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
             output.check_format(p, plan)
         except SettingsError as error:

@@ -13,16 +13,16 @@ from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import DilatedView, LocalView, Size, View
 
 Resize = Callable[[Tensor, Size], Tensor]
-"""A function that resizes a hint (1, C, h, w) to a height and width in pixels."""
+"""A function that resizes a hint (B, C, h, w) to a height and width in pixels."""
 
 COLOR_CHANNELS = 3
 """Number of color channels of a hint. If a hint has a fourth channel, this channel is a mask."""
 
 
 def resize_hint(hint: Tensor, size: Size) -> Tensor:
-    """Resizes a hint (1, C, h, w) to a size in pixels.
+    """Resizes hints (B, C, h, w) to a size in pixels.
 
-    The colors are clamped to the range of the original hint. The mask is resized without interpolation.
+    The colors of each hint are clamped to the range of the original hint. The mask is resized without interpolation.
     """
     if tuple(hint.shape[-2:]) == size:
         return hint
@@ -30,7 +30,8 @@ def resize_hint(hint: Tensor, size: Size) -> Tensor:
     colours = F.interpolate(
         hint[:, :COLOR_CHANNELS].float(), size, mode="bicubic", align_corners=False, antialias=shrinks
     )
-    colours = colours.clamp(float(hint.min()), float(hint.max())).to(hint.dtype)
+    lowest, highest = hint.amin((1, 2, 3), keepdim=True), hint.amax((1, 2, 3), keepdim=True)
+    colours = colours.clamp(lowest, highest).to(hint.dtype)
     if hint.shape[1] <= COLOR_CHANNELS:
         return colours
     return torch.cat([colours, F.interpolate(hint[:, COLOR_CHANNELS:], size, mode="nearest")], dim=1)
@@ -52,15 +53,15 @@ class StageHint:
     """One hint for one stage, resized for local views and for dilated views."""
 
     large: Tensor
-    """The hint (1, C, H, W) at the size of the stage's image. Local views get a part of it."""
+    """The hint (B, C, H, W) at the size of the stage's image. Local views get a part of it."""
     small: Tensor
-    """The hint (1, C, H / factor, W / factor).
+    """The hint (B, C, H / factor, W / factor).
 
     Each dilated view gets the whole hint with a small shift (see `_dilated_pixels`).
     """
 
     def for_view(self, view: View) -> Tensor:
-        """Returns the hint (1, C, h, w) of a view, with 8x8 pixels per cell of the view."""
+        """Returns the hint (B, C, h, w) of a view, with 8x8 pixels per cell of the view."""
         if isinstance(view, LocalView):
             return LocalView(*(CELL * n for n in (view.top, view.left, view.height, view.width))).take(self.large)
         rows, columns = (_dilated_pixels(view, axis, self.small) for axis in (0, 1))
@@ -68,7 +69,7 @@ class StageHint:
 
 
 def make_stage_hint(hint: Tensor, size: Size, factor: int, resize: Resize = resize_hint) -> StageHint:
-    """Resizes a hint (1, C, h, w) of the whole image for a stage of `size` cells with dilated views of `factor`."""
+    """Resizes a hint (B, C, h, w) of the whole image for a stage of `size` cells with dilated views of `factor`."""
     height, width = (CELL * n for n in size)
     return StageHint(resize(hint, (height, width)), resize(hint, (round(height / factor), round(width / factor))))
 

@@ -491,12 +491,19 @@ def test_notes_are_in_the_infotext_of_every_image(webui: Webui, settings: dict[s
         ("demofusion_decode_in_parts", "sometimes", "one of automatic, always, never"),
     ],
 )
+@pytest.mark.parametrize("hires_fix", [False, True])
 def test_an_impossible_setting_is_reported(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, option: str, value: object, allowed: str, reported: Reports
+    webui: Webui,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: object,
+    allowed: str,
+    hires_fix: bool,
+    reported: Reports,
 ) -> None:
     reported.expect(f"setting {option}")
     monkeypatch.setattr(shared.opts, option, value)
-    result = webui.job(ON)
+    result = webui.job(ON, enable_hr=hires_fix)
     assert sizes(result) == [BASE]
     assert f"setting {option}: {value!r} is not valid. Use {allowed}" in result.comments
 

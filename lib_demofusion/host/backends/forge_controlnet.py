@@ -40,14 +40,12 @@ class ViewControl:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.previous_controlnet, name)
 
-    def add_to(
-        self, cond: dict[str, Any], crops: Tensor, levels: Tensor, chunks: Sequence[int], views: Sequence[View]
-    ) -> None:
+    def add_to(self, cond: dict[str, Any], crops: Tensor, levels: Tensor, views: Sequence[View], rows: slice) -> None:
         """Runs the control models on a batch of views and sets `cond["control"]` to their output.
 
-        `cond` is the cond of the batch. `crops` (N, C, h, w) are the crops of the latent for all rows of the batch, and
-        `levels` (N,) are their noise levels. `chunks` has one mark for each chunk of the batch (see
-        `forge_unet.marks_of`).
+        `cond` is the cond of the batch, with its transformer options (see `forge_unet.options_for`). `crops` (N, C, h,
+        w) are the crops of the latent for all rows of the batch, and `levels` (N,) are their noise levels. `rows` are
+        the rows of the whole call that the batch contains for each view.
         """
         options = cond["transformer_options"]
         for control in chain(self.previous_controlnet):
@@ -58,11 +56,12 @@ class ViewControl:
                 if hasattr(control, "control_input"):
                     # a T2I adapter caches its output for the previous hint in this attribute
                     control.control_input = None
-                control.cond_hint = _rows([hint.for_view(view) for view in views], len(crops), crops, control)
+                control.cond_hint = _rows([hint.for_view(view) for view in views], rows, crops, control)
         first = self.previous_controlnet
         # get_control has a parameter for the transformer options only in reForge. Other webuis read the attribute
         more = () if hasattr(first, "transformer_options") else (options,)
-        cond["control"] = first.get_control(crops, levels, dict(cond), len(chunks), *more)
+        chunks = len(options["cond_or_uncond"])
+        cond["control"] = first.get_control(crops, levels, dict(cond), chunks, *more)
 
 
 def chain(first: Any) -> list[Any]:
@@ -87,27 +86,29 @@ def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None
     return make_stage_hint(shown, stage.size, stage.factor)
 
 
-def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor:
-    """Returns the hints (rows, C, h, w) for all rows of a batch. All rows of the first view come first.
+def _rows(parts: list[Tensor], rows: slice, crops: Tensor, control: Any) -> Tensor:
+    """Returns the hints (N, C, h, w) for all N rows of a batch. All rows of the first view come first.
 
-    `parts` contains the crop of the hint for each view. `crops` are the crops of the latent. The result is on their
-    device.
+    `parts` contains the crop of the hint for each view, and `rows` are the rows of each view in the batch. `crops` are
+    the crops of the latent. The result is on their device.
     """
-    each = rows // len(parts)
     if getattr(control, "channels_in", None) == 1:
         # a T2I adapter for gray hints
         parts = [part.mean(1, keepdim=True) for part in parts]
-    hint = torch.cat([part.expand(each, -1, -1, -1) if len(part) == 1 else _repeated(part, each) for part in parts])
+    hint = torch.cat([_repeated(part, rows) for part in parts])
     dtype = getattr(control, "manual_cast_dtype", None) or getattr(
         getattr(control, "control_model", None), "dtype", None
     )
     return hint.to(device=crops.device, dtype=dtype or crops.dtype)
 
 
-def _repeated(part: Tensor, rows: int) -> Tensor:
-    """Repeats a crop of the hints of several images until it has `rows` rows. `part` has one row for each image.
+def _repeated(part: Tensor, rows: slice) -> Tensor:
+    """Returns the crop of the hint for the rows `rows` of a whole call. `part` has one row for each image, or one row.
 
-    The rows of a view consist of chunks, such as the conds of all images and the unconds of all images (see
-    `forge_unet.marks_of`). The result therefore contains the crops of all images, and then the same crops again.
+    The rows of a whole call consist of chunks with one row for each image, in the same order of images (see
+    `forge_unet.marks_of`). If memory runs out, a batch contains only some of these rows, so `rows` can begin at any
+    image.
     """
-    return part.repeat(-(-rows // len(part)), 1, 1, 1)[:rows]
+    if len(part) == 1:
+        return part.expand(rows.stop - rows.start, -1, -1, -1)
+    return part[torch.arange(rows.start, rows.stop) % len(part)]

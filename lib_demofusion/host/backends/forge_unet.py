@@ -74,7 +74,7 @@ class FusedUnet:
             chunks = marks_of(marks, len(x), rows) * len(views)
             cond["transformer_options"] = options_for(options, chunks, levels)
             if self._control is not None:
-                self._control.add_to(cond, crops, levels, chunks, views)
+                self._control.add_to(cond, crops, levels, views, rows)
             shown = form.to_host(crops)
             if self._inner is None:
                 return form.to_method(apply_model(shown, levels, **cond))
