@@ -1,4 +1,7 @@
-"""Tests the stand-in's page in a real browser. The tests click, type, and read texts and images on the page."""
+"""Tests the page of the stand-in for the webui (trial/webui) in a real browser.
+
+The tests click, type, and read texts and images on the page.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ OPENING = "Fast"
 """The preset that the panel shows when the page is loaded."""
 
 AFTER_FINAL = {"txt2img": [128], "img2img": []}
-"""Widths of the images that follow the final image in the gallery.
+"""Widths, in pixels, of the images that follow the final image in the gallery.
 
 In txt2img, the base image follows. In img2img, no image follows, because the base image is the uploaded image.
 """
@@ -34,12 +37,12 @@ INFOTEXT = """a yellow cross on blue ground
 Negative prompt: gray
 Steps: 5, Sampler: Euler a, CFG scale: 4.5, Seed: 42, Size: 96x64, DemoFusion: 0.1.0, DemoFusion scale: 3, \
 DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: False, DemoFusion return stages: True"""
-"""An infotext to paste. It has no preset, so all fields that it does not contain get the values of Paper."""
+"""An infotext to paste. It names no preset, so all fields of a preset that it leaves out get the values of Paper."""
 
 
 @pytest.fixture(params=TABS)
 def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
-    """Returns the tab. Each test runs twice, once in each tab. In img2img, the fixture uploads an image first."""
+    """Returns txt2img or img2img: each test with this fixture runs in both tabs. In img2img, first uploads an image."""
     tab = Tab(page, request.param)
     if request.param == "img2img":
         picture = tmp_path / "begin.png"
@@ -88,7 +91,10 @@ def test_a_hidden_copy_of_a_text_is_updated_only_if_the_text_changes(
 def test_a_line_is_outdated_if_a_value_has_changed_since_its_update_began(
     blank: Any, now: list[object], outdated: bool
 ) -> None:
-    """SIGNED runs with two inputs and the components that the update changes. IF_OUTDATED runs after the update."""
+    """Before an update, SIGNED returns the two inputs and their JSON text, and drops the old values of the outputs.
+
+    After the update, IF_OUTDATED compares this JSON text with the values `now` of the inputs.
+    """
     *inputs, signature = blank.evaluate(f"values => ({SIGNED % (2, 2)})(...values)", [3, "a", "old answer", "old line"])
     assert inputs == [3, "a"]
     script = f"values => Promise.race([({IF_OUTDATED % 2})(...values), new Promise(end => setTimeout(end, 100, null))])"
@@ -98,7 +104,8 @@ def test_a_line_is_outdated_if_a_value_has_changed_since_its_update_began(
 def test_the_summary_line_shows_the_last_of_many_quick_changes(tab: Tab) -> None:
     """gradio 3 drops a change that occurs while an update for an earlier change of the same component runs.
 
-    Without IF_OUTDATED, the line kept the error for "1,2," in about every third attempt.
+    The test types "1,2,4" key by key. Without IF_OUTDATED, the line kept the error for the unfinished text "1,2," in
+    about every third attempt.
     """
     tab.open_panel()
     for last in (4, 3, 6, 3, 4):
@@ -123,7 +130,10 @@ NUMBERS = [
     ("overlap", "2", "0.9", "2 → 0.9 (0 - 0.9)"),
     ("feather", "", "0.5", None),
 ]
-"""For each field: the typed text, the number in the box after the correction, and the note below the box."""
+"""Each entry: the field, the typed text, the number in the box after the correction, and the note below the box.
+
+The note is None if no note appears.
+"""
 
 
 def test_a_number_that_is_not_allowed_is_corrected_in_its_box(page: Any) -> None:

@@ -1,4 +1,7 @@
-"""Tests that the functions of the webui that the extension calls have the same signatures in the stand-in."""
+"""Compares the functions, classes and attributes of the webui that the extension uses with those of the stand-in.
+
+The stand-in (trial/webui) replaces the webui in tests. Functions must have the same parameters in both.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ UPDATE = "To update host_facts.json, run: python tests/miniature/host_facts.py D
 
 @pytest.fixture(scope="session")
 def committed() -> dict[str, Any]:
-    """Returns host_facts.json, which describes the symbols in AUTOMATIC1111's webui 1.10.1."""
+    """Returns host_facts.json, which describes the used symbols as they are in AUTOMATIC1111's webui 1.10.1."""
     return json.loads(host_facts.FACTS.read_text(encoding="utf-8"))
 
 

@@ -28,7 +28,7 @@ def labels(component: Any) -> list[str]:
 
 
 def after_apply(component: Any, value: Any) -> Any:
-    """Returns the value of a control after "Apply" has saved `value` and the page has been built again.
+    """Returns a control's value after "Apply" in Settings > Defaults has saved `value` and the page is built again.
 
     This imitates modules/ui_loadsave.py. For a control with choices, `iter_changes` treats an integer as the index of a
     choice, and True and False are integers too. `add_component` ignores a saved value that is not one of the choices,

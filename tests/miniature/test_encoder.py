@@ -59,7 +59,7 @@ def test_cached_memory_is_released_between_two_networks(
 
 @pytest.fixture
 def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes the encoder return a latent with one NaN, as can happen in half precision.
+    """Makes the encoder return a latent whose last cell is NaN. NaN can occur in half precision.
 
     Returns a list with the width in cells of every input of the UNet. Each call of the encoder clears the list.
     """
@@ -116,7 +116,7 @@ def test_no_stage_runs_if_the_encoder_returns_nan_for_the_upload(
 def test_no_stage_runs_if_the_base_latent_contains_nan(
     webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """With --disable-nan-check, the webui continues a job whose latent contains NaN."""
+    """The webui checks only the first value for NaN, so it continues a job in which only the last cell is NaN."""
     reported.expect("the base image is returned: the model returned NaN")
 
     def unet(x: Tensor, *rest: Any) -> Tensor:
@@ -133,15 +133,18 @@ def test_no_stage_runs_if_the_base_latent_contains_nan(
     assert "the VAE" not in result.comments
 
 
-LAST_VALUE = (..., -1, -1)
-"""The index of the last value of an image. The webui checks only the first value for NaN."""
+LAST_PIXEL = (..., -1, -1)
+"""The index of the last pixel of every image. The webui checks only the first value of an image for NaN."""
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "Nearest (pixels)"])
-def test_if_the_image_of_a_stage_contains_nan_the_previous_image_is_returned(
+def test_if_the_images_of_all_stages_contain_nan_the_base_image_is_returned(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports, upscaler: str
 ) -> None:
-    """In half precision, NaN may occur only in large images. Without the check, upscalers would turn NaN into black."""
+    """Every image larger than the base image contains NaN, as can happen in half precision.
+
+    Without DemoFusion's check, upscalers would turn NaN into black.
+    """
     reported.expect("the VAE's decoder returned NaN")
     real, spoiled = webui.small.decode, with_nan(webui.small.decode)
     monkeypatch.setattr(webui.small, "decode", lambda z: (spoiled if z.shape[-1] > BASE // 8 else real)(z))
@@ -151,11 +154,11 @@ def test_if_the_image_of_a_stage_contains_nan_the_previous_image_is_returned(
 
 
 def with_nan(decode: Any) -> Any:
-    """Returns a decoder that sets the last value of each image to NaN."""
+    """Returns a decoder that sets the last pixel of each image to NaN."""
 
     def decode_to_nan(z: Tensor) -> Tensor:
         images = decode(z).clone()
-        images[LAST_VALUE] = torch.nan
+        images[LAST_PIXEL] = torch.nan
         return images
 
     return decode_to_nan

@@ -97,7 +97,8 @@ def test_a_job_returns_its_images_even_if_its_grid_would_be_too_large(
 ) -> None:
     """The test replaces JPEG's limit by `limit`. The grid of two images has 256 pixels in width.
 
-    If the grid would be too large, DemoFusion sets `do_not_save_grid` until the webui has made its grid.
+    If the grid would be too large, DemoFusion sets `do_not_save_grid`, so the webui makes no grid. When the job ends,
+    DemoFusion restores the attribute.
     """
     monkeypatch.setitem(output.LONGEST_SIDE, "jpg", limit)
     seen: list[bool] = []

@@ -93,7 +93,10 @@ class Resize(enum.Enum):
 
 
 class Hooked(AlwaysOn):
-    """Imitates ControlNet: hooks the model in `process` and removes the hook in `postprocess`."""
+    """Imitates ControlNet: hooks the model in `process` and removes the hook in `postprocess`.
+
+    `left` contains the attributes that the ControlNet unit had at the end of each job.
+    """
 
     def __init__(self, webui: Webui, hint: torch.Tensor | None):
         self.webui, self.hint = webui, hint

@@ -1,4 +1,4 @@
-"""Tests jobs in the stand-in, from the arguments of a request to the images and their infotexts."""
+"""Tests jobs in the stand-in for the webui (trial/webui), from a request's arguments to the images and infotexts."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def test_a_noise_sampler_without_noise_stops_the_stage(
 ) -> None:
     """Some schedules make the noise sampler of an SDE sampler raise RecursionError, at its first or a later step.
 
-    The webui catches the error and returns the latent of the last step. In a stage, this latent has the size of the
-    result, so it must not be taken for the result.
+    The webui would catch the error and return its last latent. In a stage, this latent has the size of the result, but
+    still contains noise, so the stage must fail.
     """
     reported.expect("cannot draw noise for this schedule type")
     plain = webui.job(sampler_name="DPM++ 2M SDE")
@@ -325,7 +325,7 @@ def test_progress_never_falls_and_ends_near_1(webui: Webui, in_model: Callable) 
     in_model(lambda: seen.append(shared.state.progress()))
     webui.job(THREE, n_iter=2)
     assert seen == sorted(seen)
-    # the last look is before the last model call, and decoding follows
+    # the last value is read before the last model call, and decoding follows
     assert seen[0] < 0.1
     assert 0.8 < seen[-1] <= 1
 
@@ -518,7 +518,7 @@ def test_enlarging_pixels_and_latents_gives_different_images(webui: Webui) -> No
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Imitates tiled decoding with three reports of progress. Records the width of the image at each report."""
+    """Imitates tiled decoding with three reports of progress. Records the image's width in pixels at each report."""
     widths: list[int] = []
     real = coding.decode
 

@@ -25,7 +25,7 @@ SHOWN = set(CONTROLS) - set(UNSEEN)
 
 
 def opened(page: Any, name: str) -> Tab:
-    """Opens the panel of the tab `name`, and the section "Advanced" of the panel, with the keyboard only."""
+    """Opens the panel of tab `name`, and its section "Advanced", with keys. `page.focus` moves the focus there."""
     tab = Tab(page, name)
     page.focus(f"{tab.panel}_enabled-visible-checkbox")
     page.keyboard.press("Tab")

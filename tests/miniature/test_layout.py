@@ -1,6 +1,7 @@
 """Tests the panel in windows of many widths: no control is cut off or covered, and every label is on one line.
 
-With --webui-url URL, these tests use the panel of a running webui. Otherwise they use the panel of the stand-in.
+With --webui-url URL, these tests use the panel of a running webui. Otherwise they use that of the stand-in
+(trial/webui), which replaces the webui in tests.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the gallery show smaller copies of all images that are larger than the base image."""
+    """Makes the gallery show smaller copies of saved images and of grids that have more pixels than the base image."""
     monkeypatch.setattr(output, "SHOWN_PIXELS", BASE * BASE)
 
 
@@ -89,7 +89,7 @@ def error(request: pytest.FixtureRequest) -> Exception:
 
 
 def saved(webui: Webui, seed: int) -> list[int]:
-    """Returns the widths, in ascending order, of the saved images whose file names contain `seed`."""
+    """Returns the widths in pixels, in ascending order, of the saved images whose file names contain `seed`."""
     widths = []
     for path in (webui.folder / "txt2img-images").glob(f"*-{seed}*.png"):
         with Image.open(path) as image:
@@ -175,7 +175,8 @@ def test_an_image_that_is_not_saved_keeps_its_size(webui: Webui) -> None:
 def test_a_grid_that_is_not_saved_is_shown_smaller(webui: Webui) -> None:
     """The first image is a grid. The second is an image that is not saved either, so it keeps its size.
 
-    Both have 8 times as many pixels as allowed. The grid is therefore divided by 3, the square root of 8 rounded up.
+    Both have 8 times as many pixels as allowed. The sides of the grid are therefore divided by 3, the
+    square root of 8 rounded up.
     """
     picture = Image.new("RGB", (4 * BASE, 2 * BASE))
     result = SimpleNamespace(images=[picture, picture.copy()], index_of_first_image=1, comments="")

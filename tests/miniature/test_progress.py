@@ -44,7 +44,7 @@ SECONDS_A_CELL = 0.25 / BASE**2
 SECONDS_A_BATCH = 0.01
 """Additional time for each batch of views, independent of the number of cells."""
 TILES = 9
-"""The number of tiles of an image that is decoded in tiles."""
+"""The number of tiles of an image that is decoded or encoded in tiles."""
 
 WRAPPER = k_diffusion.external.CompVisDenoiser(SimpleNamespace(alphas_cumprod=alphas_cumprod().float()))
 """The noise levels of Stable Diffusion, and their timesteps."""
@@ -103,6 +103,7 @@ class Run:
         self.at_once = False
         """Whether images are decoded and encoded as a whole and not in tiles. Meanwhile, the bar does not move."""
         self.iterations = 1
+        """Number of iterations of each request."""
         self.requests = 1
         """Number of requests of a grid. A single job has one request."""
         self.off: set[int] = set()

@@ -1,4 +1,6 @@
-"""Compares images of the stand-in with images of a running webui. Both use the small trained model of this repository.
+"""Compares images of the stand-in (trial/webui), which replaces the webui in tests, with images of a running webui.
+
+Both use the small trained model of this repository.
 
 `python try_demofusion.py --webui DIR` installs the model in the webui and starts the webui. Then run these tests with
 `--webui-url URL`.

@@ -88,7 +88,8 @@ def test_enough_memory_is_reserved_for_a_preview_with_the_method_full(
 ) -> None:
     """Compares the reserved bytes with the measured peak of the decoder for a latent of the preview's size.
 
-    The reserved memory must be enough, but at most twice as much as necessary. `size` is the latent of the stage.
+    The reserved memory must be enough, but at most twice as much as necessary. `size` is the
+    size of the stage's latent in cells.
     """
     monkeypatch.setattr(filters, "PREVIEW_CELLS", 32)
     latent = filters.for_preview(torch.zeros(1, 4, *size))

@@ -87,7 +87,7 @@ def test_the_memory_for_the_decoder_is_checked(free: Any, room: dict[str, int], 
     """The decoder needs about 10 GiB for this image: on the device, in the computer's memory, or on the disk.
 
     It may use only 85 % of the device's free memory, 60 % of the computer's free memory, and 80 % of the free disk
-    space. The 16 GiB of `free` are therefore too small, because 60 % of them are 9.6 GiB.
+    space. The 16 GiB of memory in `free` are therefore not enough, because 60 % of them are 9.6 GiB.
     """
     free.__dict__.update(room)
     assert warned_of() == [line.NO_ROOM] * warned
