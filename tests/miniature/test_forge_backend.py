@@ -608,9 +608,10 @@ SIZE = {"width": 128, "height": 192}
 
 @pytest.mark.parametrize("kind", ["no size", "named sizes", "any names"])
 def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """After hires fix, the model has the shift of the hires pass. Some engines compute the shift from the size.
+    """After hires fix, a flow model's schedule has the shift of the hires pass. The backend sets the shift again.
 
-    `kind` is the form of the parameters of the engine's function `set_shift`.
+    Some of Forge Neo's engines (the classes of loaded models) also need the size of the base image. The shift 3.5 is
+    `distilled_cfg_scale` in `request`. `kind` is the form of the parameters of the engine's function `set_shift`.
     """
     seen: list[dict[str, Any]] = []
     p = request(None)

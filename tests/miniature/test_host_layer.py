@@ -163,7 +163,7 @@ def test_the_base_checkpoint_is_restored_for_the_stages(webui: Webui, monkeypatc
 
 
 class _Nothing:
-    """Imitates a context manager of the webui. Does nothing."""
+    """Imitates the webui's context manager `SkipWritingToConfig`. Does nothing."""
 
     def __enter__(self) -> None:
         pass

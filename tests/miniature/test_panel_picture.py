@@ -13,7 +13,10 @@ pytestmark = pytest.mark.browser
 
 
 def test_the_picture_of_the_panel_shows_the_current_texts(blank: Any, address: str) -> None:
-    """If the texts differ, make the picture again: python tests/miniature/panel_picture.py URL."""
+    """If the texts differ, make the picture again: python tests/miniature/panel_picture.py URL.
+
+    URL is the address of a server that tests/miniature/serve_tiny.py has just started.
+    """
     tab = shown_panel(blank, address)
     with Image.open(FILE) as picture:
         assert json.loads(picture.text[KEY]) == texts(tab)  # type: ignore[attr-defined]

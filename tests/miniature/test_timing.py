@@ -1,4 +1,4 @@
-"""Tests that the speed of the model is measured on a simulated clock, stored, and used in the summary line."""
+"""Tests that the speed of the model is measured on a simulated clock, stored, and used in the panel's summary line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lib_demofusion.settings.fields import Settings
 BASE_CELLS = BASE // 8
 PLAN = make_plan(Settings(scale=2), (BASE_CELLS, BASE_CELLS))
 CELLS = PLAN.stages[0].cells_at(0.5)
-"""Number of cells of a model call for which the stage evaluates both its tiles and its dilated views.
+"""Number of cells that the stage evaluates for one model call of the sampler, with tiles and dilated views.
 
 The argument 0.5 is the weight of the dilated views. Any weight between 0 and 1 gives the same number.
 """

@@ -1,4 +1,7 @@
-"""Tests the panel's summary line: warnings of long runs and too little memory, and texts for few-step models."""
+"""Tests the summary line, which is below the panel's title.
+
+The tests cover warnings of long runs and of too little memory, and texts for few-step models.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +162,7 @@ def test_the_cfg_scale_of_a_model_with_built_in_guidance_is_ignored(
 ) -> None:
     """For example, Flux.1 dev uses a CFG scale of 1 with any number of steps, so only the steps are checked.
 
-    The first assertion is for a model without built-in guidance. Its CFG scale of 5 means that it is no few-step model.
+    The first assertion is for a model without built-in guidance. A CFG scale of 5 is too high for a few-step model.
     """
     assert line.TURBO_BETTER not in shown({"preset": "Paper"}, steps=6, cfg_scale=5)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: SimpleNamespace())
