@@ -5,6 +5,7 @@ test_page.py contains further tests of the page, for AUTOMATIC1111's webui only.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -53,6 +54,27 @@ def test_the_summary_line_is_updated_and_stops_updating(webui: Webui, page: Any,
     tab.wait_for_line("960x960")
     wait_for_rest(page)
     assert page.locator(f"{tab.panel}_enabled .pending").count() == 0
+
+
+def test_the_summary_line_includes_the_pass_of_inpainting(webui: Webui, page: Any) -> None:
+    """If the upload has a mask, the webui redraws it, so the run costs one base image more at a strength near 1."""
+    tab = Tab(page, "img2img")
+    tab.open_panel()
+    tab.number(tab.id("denoising_strength"), 1)
+    wait_for_rest(page)
+    before = cost(page, tab)
+    for name, more in (("Inpaint", 1), ("img2img", 0), ("Inpaint upload", 1), ("Sketch", 0)):
+        choice = page.locator("#mode_img2img button").filter(has_text=re.compile(f"^\\s*{name}\\s*$"))
+        choice.first.click(timeout=TIMEOUT)
+        wait_for_rest(page)
+        assert cost(page, tab) == pytest.approx(before + more, rel=0.01)
+
+
+def cost(page: Any, tab: Tab) -> float:
+    """Returns the cost in the summary line, in base images."""
+    found = re.search(r"([\d.]+) times the time", page.locator(f"{tab.panel}_line").first.inner_text())
+    assert found
+    return float(found[1])
 
 
 COUNT = """() => {

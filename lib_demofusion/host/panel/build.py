@@ -14,6 +14,7 @@ from lib_demofusion.host.common import options, user_presets
 from lib_demofusion.host.panel import preset_row
 from lib_demofusion.host.panel.line import OFF
 from lib_demofusion.host.panel.markup import problem_html, word
+from lib_demofusion.host.panel.tab import BY_SELECTION
 from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.presets import Choices
 from lib_demofusion.settings.reading import from_infotext, preset_values
@@ -57,8 +58,8 @@ class Panel:
     """The controls, in the order of CONTROLS."""
     line: Any
     row: preset_row.PresetRow
-    by_picture: Any
-    """A gr.State: True if the tab "Resize by" of img2img is selected, so the upload determines the size."""
+    selected: dict[str, Any]
+    """A gr.State for each field in `tab.BY_SELECTION`, with the value that the selected tabs of img2img determine."""
     answered: Any
     """A hidden text box: the values for which the line was computed last (see `page.SIGNED`)."""
 
@@ -78,7 +79,7 @@ def build(script: Any) -> list[Any]:
     make = Maker(script, opening, known)
     messages = _messages(problems, known)
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
-        by_picture = gr.State(False)
+        selected = {name: gr.State(False) for name in BY_SELECTION}
         answered = hidden_text()
         line = gr.HTML(value=word(OFF), elem_id=script.elem_id("line"))
         choice = preset_row.build_choice(script, lambda: make.component("preset"))
@@ -97,7 +98,7 @@ def build(script: Any) -> list[Any]:
         for control in controls:
             control.value = None
         return controls
-    script.panel = Panel(controls, line, row, by_picture, answered)
+    script.panel = Panel(controls, line, row, selected, answered)
     names = (*CONTROLS, PICKED)
     script.infotext_fields = [(field, Reader(name)) for field, name in zip((*controls, choice.picked), names)]
     # "send to img2img" in txt2img copies these fields. txt2img does not show the control of `img2img_first`

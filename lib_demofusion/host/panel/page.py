@@ -22,7 +22,7 @@ from lib_demofusion.host.panel import preset_row
 from lib_demofusion.host.panel.build import CONTROLS, Panel, hidden_text
 from lib_demofusion.host.panel.line import OFF, describe
 from lib_demofusion.host.panel.markup import word
-from lib_demofusion.host.panel.tab import TabValues
+from lib_demofusion.host.panel.tab import BY_SELECTION, TabValues
 
 TABS = ("txt2img", "img2img")
 """The tabs, in the order in which the webui builds them."""
@@ -59,15 +59,14 @@ class TabComponents:
         *("scale", "scale_resolution_preview"),
     )
     """The element ids of the components without `txt2img_` or `img2img_`, and with `_` for `-`: fields of TabValues."""
-    SIZE_TABS = ("tab_resize_to", "tab_resize_by")
-    """The two tabs that set the size of img2img: by width and height, or as a multiple of the upload's size."""
     SCRIPTS = "script_list"
     """The element id of the dropdown "Script". It is the same in both tabs."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         """The components by name: the dropdown as "script", and the others by their names in FIELDS."""
-        self.size_tabs: dict[str, Any] = {}
+        self.tabs: dict[str, Any] = {}
+        """The tabs inside img2img by their names in BY_SELECTION."""
 
     def add(self, component: Any, elem_id: str) -> None:
         """Stores a component of the tab if the summary line needs it."""
@@ -76,8 +75,8 @@ class TabComponents:
             self.fields["script"] = component
         elif tab in TABS and name in self.FIELDS:
             self.fields[name] = component
-        elif tab in TABS and name in self.SIZE_TABS:
-            self.size_tabs[name] = component
+        elif tab == "img2img" and any(name in values for values in BY_SELECTION.values()):
+            self.tabs[name] = component
 
 
 def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
@@ -141,10 +140,11 @@ def _follow_tab(script: Any) -> None:
     _follow_few_steps(script, _text_of(panel.line))
     # the line is also updated when the page loads: the webui applies ui-config.json after this function has run
     Context.root_block.load(_updater(script), **event)
-    # no component has the selected size tab as its value, so the events of the two tabs store it in `by_picture`
-    for name, size_tab in tab.size_tabs.items():
-        chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
-        size_tab.select(chosen, **{**event, "outputs": [panel.by_picture, *event["outputs"]]})
+    # no component has the selected tab as its value, so the events of the tabs store it in `panel.selected`
+    for field, values in BY_SELECTION.items():
+        for name in values.keys() & tab.tabs.keys():
+            select = partial(_on_select, _updater(script), field, values[name])
+            tab.tabs[name].select(select, **{**event, "outputs": [panel.selected[field], *event["outputs"]]})
 
 
 def _follow_few_steps(script: Any, text_of_line: Any) -> None:
@@ -222,7 +222,8 @@ def _event(script: Any) -> dict[str, Any]:
 
 def _inputs(script: Any) -> list[Any]:
     panel = script.panel
-    return [*panel.controls, *script.tab_components.fields.values(), panel.by_picture, panel.row.choice.picked]
+    fields = script.tab_components.fields.values()
+    return [*panel.controls, *fields, *panel.selected.values(), panel.row.choice.picked]
 
 
 def _shown(panel: Panel) -> list[Any]:
@@ -259,16 +260,16 @@ def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> t
 
     `more` are values of TabValues that replace those in `values`.
     """
-    fields = (*script.tab_components.fields, "resize_by", "preset_picked")
+    fields = (*script.tab_components.fields, *script.panel.selected, "preset_picked")
     tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": script.is_img2img, **more}
     runner = scripts.scripts_img2img if script.is_img2img else scripts.scripts_txt2img
     tab["script"] = refusals.chosen_script(runner, tab.get("script"))
     return dict(zip(CONTROLS, values)), TabValues(**tab)
 
 
-def _on_size_tab(update: Callable[..., list[Any]], by: bool, *values: Any) -> list[Any]:
-    """Returns the new value of `by_picture`, and the updates that `update` returns.
+def _on_select(update: Callable[..., list[Any]], field: str, value: bool, *values: Any) -> list[Any]:
+    """Returns the new value of `Panel.selected[field]`, and the updates that `update` returns.
 
-    `by` is True if the tab "Resize by" was selected.
+    `value` is the value that the selected tab has in BY_SELECTION.
     """
-    return [by, *update(*values, resize_by=by)]
+    return [value, *update(*values, **{field: value})]

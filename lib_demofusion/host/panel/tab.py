@@ -12,6 +12,22 @@ from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
 
+BY_SELECTION = {
+    "resize_by": {"tab_resize_to": False, "tab_resize_by": True},
+    "inpaint": {
+        "img2img_tab": False,
+        "img2img_sketch_tab": False,
+        "inpaint_tab": True,
+        "inpaint_sketch_tab": True,
+        "inpaint_upload_tab": True,
+        "batch_tab": False,
+    },
+}
+"""The fields of TabValues whose values depend on the tabs that are selected inside img2img.
+
+Each field has the element ids of the tabs, without `img2img_`, and the value that the field gets from each of them.
+"""
+
 
 @dataclass(frozen=True)
 class TabValues:
@@ -45,6 +61,8 @@ class TabValues:
     """The field "Override settings": settings from a pasted infotext that apply to this tab, such as `Tiling: True`."""
     script: str = ""
     """Title of the script that is chosen in the list "Script", or an empty text."""
+    inpaint: bool = False
+    """Whether a tab of img2img is selected in which the upload has a mask. The webui then redraws the masked part."""
     preset_picked: bool = False
     """Whether the hidden checkbox `preset_row.Choice.picked` is ticked."""
 
@@ -63,14 +81,15 @@ def base_image(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
     """Returns the size of the base image in cells, and the webui's passes that create the base image.
 
     With hires fix, the base image is the result of hires fix, and there are two passes. If the upload is the base
-    image, the list is empty.
+    image and has no mask, the list is empty.
     """
     first, steps = _cells(tab.width, tab.height), tab.step_count
     if tab.img2img:
         source = re.search(r"(\d+)x(\d+)", tab.scale_resolution_preview or "") if tab.resize_by else None
         if source is not None:
             first = _cells(*(int(int(side) * (tab.scale or 0)) for side in source.groups()))
-        return first, [(img2img_steps(steps, tab.denoising_strength or 0), first)] if settings.img2img_first else []
+        redrawn = settings.img2img_first or tab.inpaint
+        return first, [(img2img_steps(steps, tab.denoising_strength or 0), first)] if redrawn else []
     if not tab.hr_checkbox:
         return first, [(steps, first)]
     second = _cells(*_hires_pixels(tab))
