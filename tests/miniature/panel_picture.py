@@ -27,6 +27,9 @@ def shown_panel(page: Any, url: str) -> Tab:
     for name in ("width", "height"):
         tab.number(tab.id(name), NATIVE)
     tab.wait_for_line(f"{NATIVE}x{NATIVE} → ")
+    # while an event runs, gradio writes hidden texts with the seconds into the components that the event updates
+    seconds = f"{tab.panel}_enabled [class*=meta-text]"
+    page.wait_for_function("selector => !document.querySelector(selector)", arg=seconds)
     return tab
 
 

@@ -84,6 +84,14 @@ def test_the_summary_line_is_updated_when_the_page_is_loaded(webui: Webui) -> No
     assert "128x128 → 192x192" in shown[line]["value"]
 
 
+def test_no_update_of_the_panel_shows_progress(webui: Webui) -> None:
+    """While an event runs, gradio otherwise covers the controls that the event updates, and shows the seconds."""
+    own = {block._id for block in webui.page.blocks.values() if "demofusion_hires_" in str(block.elem_id)}
+    updates = [d for d in webui.page.dependencies if own.intersection(d["outputs"])]
+    assert {d["trigger"] for d in updates} >= {"change", "click", "input", "load"}
+    assert {d["show_progress"] for d in updates} == {"hidden"}
+
+
 def test_only_events_of_finished_components_have_javascript(webui: Webui) -> None:
     """In Forge and Forge Neo, other events raise TypeError for the argument `_js` (gradio_extensions.py).
 

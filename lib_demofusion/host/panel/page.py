@@ -22,6 +22,7 @@ from lib_demofusion.host.panel import preset_row
 from lib_demofusion.host.panel.build import CONTROLS, Panel, hidden_text
 from lib_demofusion.host.panel.line import OFF, describe
 from lib_demofusion.host.panel.markup import word
+from lib_demofusion.host.panel.preset_row import QUIET
 from lib_demofusion.host.panel.tab import BY_SELECTION, TabValues
 
 TABS = ("txt2img", "img2img")
@@ -136,7 +137,7 @@ def _follow_tab(script: Any) -> None:
     for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), outdated):
         changing = _text_of(component) if isinstance(component, gr.HTML) else component
         changing.change(_updater(script), **event, _js=signed)
-    panel.answered.change(None, [panel.answered, *inputs], outdated, _js=check, show_progress=False, queue=False)
+    panel.answered.change(None, [panel.answered, *inputs], outdated, _js=check, **QUIET)
     _follow_few_steps(script, _text_of(panel.line))
     # the line is also updated when the page loads: the webui applies ui-config.json after this function has run
     Context.root_block.load(_updater(script), **event)
@@ -155,10 +156,10 @@ def _follow_few_steps(script: Any, text_of_line: Any) -> None:
     """
     row = script.panel.row
     outputs, fields = [row.choice.preset, *row.controls], script.tab_components.fields
-    choose, quiet = _chooser_of_preset(script), {"show_progress": False, "queue": False}
+    choose = _chooser_of_preset(script)
     for component in filter(None, (fields.get("steps"), fields.get("cfg_scale"), text_of_line)):
-        component.change(choose, _inputs(script), outputs, **quiet)
-    Context.root_block.load(choose, _inputs(script), outputs, **quiet)
+        component.change(choose, _inputs(script), outputs, **QUIET)
+    Context.root_block.load(choose, _inputs(script), outputs, **QUIET)
 
 
 IF_CHANGED = '(text, copy) => (text || "") === (copy || "") ? new Promise(() => {}) : text || ""'
@@ -175,7 +176,7 @@ def _text_of(shown: gr.HTML) -> gr.Textbox:
     caused updates, the updates would repeat forever, and the browser would use a whole core.
     """
     text = hidden_text()
-    shown.change(None, [shown, text], [text], _js=IF_CHANGED, show_progress=False, queue=False)
+    shown.change(None, [shown, text], [text], _js=IF_CHANGED, **QUIET)
     return text
 
 
@@ -217,7 +218,7 @@ def _event(script: Any) -> dict[str, Any]:
     causes one more update.
     """
     inputs, outputs = ([*components, script.panel.answered] for components in (_inputs(script), _shown(script.panel)))
-    return {"inputs": inputs, "outputs": outputs, "show_progress": False, "queue": False}
+    return {"inputs": inputs, "outputs": outputs, **QUIET}
 
 
 def _inputs(script: Any) -> list[Any]:

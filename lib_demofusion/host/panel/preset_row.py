@@ -36,7 +36,8 @@ CONFIRM = "Delete this preset?"
 CHANGED = "changed:"
 WORDS = (NAME_LABEL, NAME_INFO, NAME_PLACEHOLDER, SAVE_TIP, DELETE_TIP, BACK_TIP, SAVED, DELETED, CONFIRM, CHANGED)
 
-QUIET = {"show_progress": False, "queue": False}
+QUIET = {"show_progress": "hidden", "queue": False}
+"""Arguments of an event that shows no progress on the page. In gradio 3, events of the page ignore the value False."""
 
 
 @dataclass(frozen=True)
