@@ -190,7 +190,7 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
         say(f"Stopped. {problem}")
     hires = f"Hires fix: {upscaler}, {STEPS} steps, denoising strength {HIRES_STRENGTH}."
     heading = [f"{len(PROMPTS)} prompts, {side}x{side}, {STEPS} steps of {SAMPLER}. {hires}"]
-    heading += [f"Base image of the first prompt, made again after all methods and compared: {same}."]
+    heading += [f"Base image of the first prompt, made again after all methods: {same}."]
     write(made, text, heading, mean(made[0].seconds or [base]), folder)
 
 

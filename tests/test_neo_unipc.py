@@ -70,8 +70,8 @@ def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
     """Returns every x that the model receives, then the result.
 
     `extra` is the extra noise at the start, as a fraction of the first noise level. The predicted x and the corrected x
-    of a step are both blended, at the same noise level. The last corrected x is not blended, because the sampler makes
-    its final step before the callback.
+    of a step are both blended, at the same noise level. The corrected x is blended in the callback. The last corrected
+    x is not blended, because the sampler has already made its final step when it calls the callback.
     """
 
     def blend(x: Tensor, sigma: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, MARGIN, LABEL = 160, 8, 34
-"""Sizes in pixels: the side of a whole image, the gap between columns, and the height of a title or caption."""
+"""Sizes in pixels: the side of a whole image, the gap around each column, and the height of a title."""
 LARGEST_PART = 2 / 3
 """Maximum width and height of a 1:1 part, as shares of the image's width and height."""
 PAPER, INK, FAINT = "white", "black", "#666666"

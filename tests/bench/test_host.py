@@ -119,7 +119,7 @@ def test_every_method_is_measured(webui: FakeWebui, tmp_path: Path, capsys: pyte
     assert float(rows["Base image"][1]) == 1
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "webui v1.10.1, checkpoint thatXL" in report
-    assert "made again after all methods and compared: the same, bit for bit." in report
+    assert "made again after all methods: the same, bit for bit." in report
     assert report in capsys.readouterr().out
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         # every method has a column, which is at least 320 pixels wide
@@ -128,7 +128,10 @@ def test_every_method_is_measured(webui: FakeWebui, tmp_path: Path, capsys: pyte
 
 
 def test_readme_contains_the_computed_durations(webui: FakeWebui, tmp_path: Path) -> None:
-    """Compares the whole numbers at 2x with README's table of presets. A row of this table has eight `|`."""
+    """Compares the computed durations at 2x, rounded to integers, with README's table of presets.
+
+    A row of this table has eight `|`.
+    """
     rows = run(webui, tmp_path, "--size", "1024")
     readme = (Path(host.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for preset in PRESETS:
@@ -143,7 +146,7 @@ def test_a_failed_method_is_reported_and_the_others_are_measured(webui: FakeWebu
     assert rows["Balanced 2x"][0]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     # the color changes by one level with each request, and the second and the last image are compared
-    assert f"compared: differs by up to {len(webui.requests) - 2} of 255." in report
+    assert f"after all methods: differs by up to {len(webui.requests) - 2} of 255." in report
 
 
 def test_memory_is_reported_even_if_a_request_ends_between_two_readings(
@@ -158,7 +161,7 @@ def test_the_report_is_written_if_the_webui_stops_answering(webui: FakeWebui, tm
     rows = run(webui, tmp_path)
     assert rows["Base image"][0]
     assert rows["Hires fix 2x"][-1] == f"{webui.url} has no API. Start the webui with --api."
-    assert "compared: not compared." in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "made again after all methods: not compared." in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_hires_fix_runs_with_an_upscaler_that_the_webui_has(webui: FakeWebui, tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def studio() -> Studio:
 
 
 def in_flow_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Converts x of DDIM to the x of a flow model at `sigma`, which must have the same signal-to-noise ratio."""
+    """Converts the x of DDIM to the x of a flow model.
+
+    `sigma` is the flow model's noise level with the same signal-to-noise ratio as the x of DDIM.
+    """
     return x * ((1 - sigma) ** 2 + sigma**2) ** 0.5
 
 

@@ -94,7 +94,7 @@ def test_readmes_first_picture_shows_the_parts_larger_than_the_whole_images(side
     assert strips.WHOLE < part.width == part.height < side
 
 
-def test_a_sheet_shows_every_image_and_a_larger_part_of_it(tmp_path: Path) -> None:
+def test_a_sheet_shows_every_whole_image_and_a_1_to_1_part_of_it(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     Image.new("RGB", (512, 512), "red").save(file)
     assert [way.name for way in strips.compared()] == list(strips.COMPARED)

@@ -190,7 +190,8 @@ def create_infotext(
     params: dict[str, Any] = {
         "Steps": p.steps,
         "Sampler": p.sampler_name,
-        # samplers with their own schedule set "Schedule type" in `extra_generation_params`, which keeps this place
+        # reserves the position of this key. Samplers with their own schedule write its value into
+        # `extra_generation_params`
         "Schedule type": None,
         "CFG scale": p.cfg_scale,
         "Seed": all_seeds[index],
