@@ -123,7 +123,7 @@ class Settings:
         "Hires steps",
         "hires steps",
         "this number times Denoising strength = steps of each stage; "
-        "0 or more than Sampling steps = as many as Sampling steps",
+        "if it is 0 or higher than Sampling steps, Sampling steps is used instead",
         (0, 150, 1),
     )
     denoising_strength: float = _number(
